@@ -1,0 +1,104 @@
+package serve
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"sync/atomic"
+
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/credentials/insecure"
+)
+
+// TLSFlags name the files of mutual TLS: our certificate and key, and the authorities that peers' certificates must come from.
+type TLSFlags struct {
+	TLSCertFile       string `name:"tls-cert-file" env:"ALLOWEDNETS_TLS_CERT_FILE" type:"path" help:"Our certificate with its chain, PEM."`
+	TLSKeyFile        string `name:"tls-key-file" env:"ALLOWEDNETS_TLS_KEY_FILE" type:"path" help:"Our private key, PEM."`
+	TLSCAFile         string `name:"tls-ca-file" env:"ALLOWEDNETS_TLS_CA_FILE" type:"path" help:"Authorities that issue our peers' certificates, PEM."`
+	InsecurePlaintext bool   `name:"insecure-plaintext" env:"ALLOWEDNETS_INSECURE_PLAINTEXT" help:"Run RPCs without TLS. Only between processes of one machine."`
+}
+
+// Credentials returns mutual TLS 1.3 from the files, or plain text if that was asked for. Anything in between is an error.
+//
+// The files are read again at every handshake, so that a rotated certificate is used without a restart; while they do not
+// fit together, in the middle of a rotation, the last ones that did stay in use.
+func (f TLSFlags) Credentials() (credentials.TransportCredentials, error) {
+	files := f.TLSCertFile != "" || f.TLSKeyFile != "" || f.TLSCAFile != ""
+	switch {
+	case f.InsecurePlaintext && files:
+		return nil, errors.New("--insecure-plaintext and --tls-*-file contradict each other: give one or the other")
+	case f.InsecurePlaintext:
+		return insecure.NewCredentials(), nil
+	case f.TLSCertFile == "" || f.TLSKeyFile == "" || f.TLSCAFile == "":
+		return nil, errors.New("--tls-cert-file, --tls-key-file and --tls-ca-file are all needed (or --insecure-plaintext, on loopback only)")
+	}
+	c := &fileCredentials{flags: f, last: new(atomic.Pointer[tls.Config])}
+	if _, err := c.load(); err != nil {
+		return nil, err
+	}
+	return c, nil
+}
+
+// fileCredentials is mutual TLS with files that may be rotated.
+type fileCredentials struct {
+	flags TLSFlags
+	last  *atomic.Pointer[tls.Config] // shared by clones
+}
+
+func (c *fileCredentials) load() (*tls.Config, error) {
+	cert, err := tls.LoadX509KeyPair(c.flags.TLSCertFile, c.flags.TLSKeyFile)
+	if err != nil {
+		return nil, fmt.Errorf("reading certificate and key: %w", err)
+	}
+	pem, err := os.ReadFile(c.flags.TLSCAFile)
+	if err != nil {
+		return nil, fmt.Errorf("reading authorities: %w", err)
+	}
+	pool := x509.NewCertPool()
+	if !pool.AppendCertsFromPEM(pem) {
+		return nil, fmt.Errorf("reading authorities: %s holds no certificate", c.flags.TLSCAFile)
+	}
+	cfg := &tls.Config{
+		MinVersion:             tls.VersionTLS13,
+		Certificates:           []tls.Certificate{cert},
+		RootCAs:                pool,
+		ClientCAs:              pool,
+		ClientAuth:             tls.RequireAndVerifyClientCert,
+		SessionTicketsDisabled: true, // a resumed session would skip a withdrawn authority
+	}
+	c.last.Store(cfg)
+	return cfg, nil
+}
+
+func (c *fileCredentials) current() credentials.TransportCredentials {
+	cfg, err := c.load()
+	if err != nil {
+		cfg = c.last.Load()
+	}
+	return credentials.NewTLS(cfg)
+}
+
+func (c *fileCredentials) ClientHandshake(ctx context.Context, authority string, conn net.Conn) (net.Conn, credentials.AuthInfo, error) {
+	return c.current().ClientHandshake(ctx, authority, conn)
+}
+
+func (c *fileCredentials) ServerHandshake(conn net.Conn) (net.Conn, credentials.AuthInfo, error) {
+	return c.current().ServerHandshake(conn)
+}
+
+func (c *fileCredentials) Info() credentials.ProtocolInfo {
+	return credentials.NewTLS(&tls.Config{MinVersion: tls.VersionTLS13}).Info()
+}
+
+func (c *fileCredentials) Clone() credentials.TransportCredentials {
+	clone := *c
+	return &clone
+}
+
+func (c *fileCredentials) OverrideServerName(string) error {
+	return errors.New("overriding the server name is not supported; use grpc.WithAuthority")
+}
