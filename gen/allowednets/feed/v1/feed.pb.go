@@ -255,7 +255,7 @@ type Hello struct {
 	Id string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
 	// The sidecar's software version. At most 255 octets.
 	Version string `protobuf:"bytes,2,opt,name=version,proto3" json:"version,omitempty"`
-	// Identity of the etcd cluster the sidecar's state comes from; 0 without state.
+	// Id of the store that the sidecar's state comes from; 0 without state.
 	Cluster uint64 `protobuf:"fixed64,3,opt,name=cluster,proto3" json:"cluster,omitempty"`
 	// Epoch of that state; 0 without state.
 	Epoch uint64 `protobuf:"varint,4,opt,name=epoch,proto3" json:"epoch,omitempty"`
@@ -425,7 +425,7 @@ func (x *Ping) GetNonce() uint64 {
 // Welcome introduces the store.
 type Welcome struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Identity of the etcd cluster. With epoch, the identity of the store.
+	// Id of the store, random and chosen at its creation, never 0. With epoch, the store's identity.
 	Cluster uint64 `protobuf:"fixed64,1,opt,name=cluster,proto3" json:"cluster,omitempty"`
 	// Epoch of the store; raised by an operator who restored a backup.
 	Epoch uint64 `protobuf:"varint,2,opt,name=epoch,proto3" json:"epoch,omitempty"`

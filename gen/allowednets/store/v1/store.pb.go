@@ -30,7 +30,10 @@ type Meta struct {
 	// Format of the keys and records; 1.
 	Format uint32 `protobuf:"varint,1,opt,name=format,proto3" json:"format,omitempty"`
 	// From 1. An operator raises it to make sidecars accept a restored backup.
-	Epoch         uint64 `protobuf:"varint,2,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	Epoch uint64 `protobuf:"varint,2,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	// Random, chosen when the store was created, never 0. Backups keep it. With epoch, the identity of the store: etcd's own
+	// cluster id is no good for that, since a cluster that is set up again the same way gets the same one.
+	Id            uint64 `protobuf:"fixed64,3,opt,name=id,proto3" json:"id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -75,6 +78,13 @@ func (x *Meta) GetFormat() uint32 {
 func (x *Meta) GetEpoch() uint64 {
 	if x != nil {
 		return x.Epoch
+	}
+	return 0
+}
+
+func (x *Meta) GetId() uint64 {
+	if x != nil {
+		return x.Id
 	}
 	return 0
 }
@@ -256,10 +266,11 @@ var File_allowednets_store_v1_store_proto protoreflect.FileDescriptor
 
 const file_allowednets_store_v1_store_proto_rawDesc = "" +
 	"\n" +
-	" allowednets/store/v1/store.proto\x12\x14allowednets.store.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"4\n" +
+	" allowednets/store/v1/store.proto\x12\x14allowednets.store.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"D\n" +
 	"\x04Meta\x12\x16\n" +
 	"\x06format\x18\x01 \x01(\rR\x06format\x12\x14\n" +
-	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\"\x93\x01\n" +
+	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\x12\x0e\n" +
+	"\x02id\x18\x03 \x01(\x06R\x02id\"\x93\x01\n" +
 	"\aMailbox\x12\x12\n" +
 	"\x04nets\x18\x01 \x03(\tR\x04nets\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\x03R\aversion\x12;\n" +

@@ -1,0 +1,176 @@
+package feed
+
+import (
+	"context"
+	"errors"
+	"io"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+
+	decisionv1 "github.com/allowednets/allowednets/gen/allowednets/decision/v1"
+	feedv1 "github.com/allowednets/allowednets/gen/allowednets/feed/v1"
+	"github.com/allowednets/allowednets/internal/rpcerr"
+	"github.com/allowednets/allowednets/services/policy/internal/store"
+)
+
+// stream is one sidecar's cursor into the mirror.
+type stream struct {
+	rpc      grpc.BidiStreamingServer[feedv1.SyncRequest, feedv1.SyncResponse]
+	mirror   *store.Mirror
+	barrier  func(context.Context) (store.State, error)
+	draining <-chan struct{}
+	entries  prometheus.Counter
+	ackDelay prometheus.Observer
+
+	identity    store.State // of which store the cursor speaks
+	cursor      int64
+	skipCleared int64
+	restart     bool
+	caughtUp    func()                 // at every commit
+	sent        atomic.Pointer[commit] // newest commit sent
+
+	pings    chan uint64       // newest ping
+	pongs    chan *feedv1.Pong // newest pong
+	received chan error        // why receiving ended
+}
+
+// commit is a commit on its way to being enforced.
+type commit struct {
+	revision int64
+	at       time.Time
+}
+
+// run owns sending. Two goroutines beside it receive, and answer pings; both end with the stream's context, which gRPC
+// cancels when the handler returns, so they are not waited for by name.
+func (st *stream) run() error {
+	ctx, cancel := context.WithCancel(st.rpc.Context())
+	var pinger sync.WaitGroup
+	defer pinger.Wait()
+	defer cancel()
+	pinger.Go(func() { st.answerPings(ctx) })
+	go func() { st.received <- st.receive() }()
+
+	welcome := &feedv1.Welcome{Cluster: st.identity.Store, Epoch: st.identity.Epoch, Restart: st.restart}
+	if err := st.rpc.Send(&feedv1.SyncResponse{Message: &feedv1.SyncResponse_Welcome{Welcome: welcome}}); err != nil {
+		return err
+	}
+	for {
+		b := st.mirror.After(st.cursor, st.skipCleared, batchEntries, batchBytes)
+		if b.State.Store != st.identity.Store || b.State.Epoch != st.identity.Epoch || st.cursor > b.State.Revision {
+			return unavailable(decisionv1.ErrorReason_ERROR_REASON_HISTORY_WENT_BACK, "the store's history changed; say hello again")
+		}
+		if err := st.send(b); err != nil {
+			return err
+		}
+		if err := st.wait(ctx, b); err != nil {
+			if errors.Is(err, errLeft) {
+				return nil
+			}
+			return err
+		}
+	}
+}
+
+// send sends a batch and moves the cursor.
+func (st *stream) send(b store.Batch) error {
+	changes := &feedv1.Changes{Entries: make([]*feedv1.Entry, len(b.Entries))}
+	for i, e := range b.Entries {
+		changes.Entries[i] = &feedv1.Entry{Id: e.ID[:], Nets: e.Encoding}
+	}
+	if b.Head {
+		st.sent.Store(&commit{revision: b.State.Revision, at: time.Now()})
+		changes.Commit = &feedv1.Commit{Revision: b.State.Revision, Count: b.State.Count, Digest: b.State.Digest[:]}
+	}
+	if err := st.rpc.Send(&feedv1.SyncResponse{Message: &feedv1.SyncResponse_Changes{Changes: changes}}); err != nil {
+		return err
+	}
+	st.entries.Add(float64(len(b.Entries)))
+	st.cursor = b.Next
+	if b.Head {
+		st.caughtUp()
+	}
+	return nil
+}
+
+// wait returns nil when there is more to send: at once in the middle of catching up, otherwise when the mirror changes.
+func (st *stream) wait(ctx context.Context, b store.Batch) error {
+	changed := b.Changed
+	if !b.Head {
+		ready := make(chan struct{})
+		close(ready)
+		changed = ready
+	}
+	for {
+		select {
+		case err := <-st.received:
+			return err
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-st.draining:
+			if err := st.rpc.Send(drain()); err != nil {
+				return err
+			}
+			return unavailable(decisionv1.ErrorReason_ERROR_REASON_OVERLOADED, "the server stops")
+		case pong := <-st.pongs:
+			if err := st.rpc.Send(&feedv1.SyncResponse{Message: &feedv1.SyncResponse_Pong{Pong: pong}}); err != nil {
+				return err
+			}
+		case <-changed:
+			return nil
+		}
+	}
+}
+
+// receive reads the sidecar's messages until it breaks off.
+func (st *stream) receive() error {
+	for {
+		msg, err := st.rpc.Recv()
+		if errors.Is(err, io.EOF) {
+			return errLeft
+		}
+		if err != nil {
+			return err
+		}
+		switch msg.GetMessage().(type) {
+		case *feedv1.SyncRequest_Ack:
+			if sent := st.sent.Load(); sent != nil && sent.revision == msg.GetAck().GetRevision() {
+				st.ackDelay.Observe(time.Since(sent.at).Seconds())
+			}
+		case *feedv1.SyncRequest_Ping:
+			replace(st.pings, msg.GetPing().GetNonce())
+		default:
+			return rpcerr.New(codes.InvalidArgument, decisionv1.ErrorReason_ERROR_REASON_FIELD_INVALID,
+				"message: only ack and ping may follow hello", rpcerr.Field("message", "only ack and ping may follow hello"))
+		}
+	}
+}
+
+// answerPings answers the newest ping with a read of the store that began after it. A store that does not answer gets no
+// pong, and the sidecar's data ages.
+func (st *stream) answerPings(ctx context.Context) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case nonce := <-st.pings:
+			state, err := st.barrier(ctx)
+			if err == nil {
+				replace(st.pongs, &feedv1.Pong{Nonce: nonce, Revision: state.Revision})
+			}
+		}
+	}
+}
+
+// replace puts v into a channel of one place whose only writer is the caller, in place of what was not taken.
+func replace[T any](ch chan T, v T) {
+	select {
+	case <-ch:
+	default:
+	}
+	ch <- v
+}

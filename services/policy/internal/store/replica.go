@@ -1,0 +1,494 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"go.etcd.io/etcd/api/v3/mvccpb"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	clientv3 "go.etcd.io/etcd/client/v3"
+)
+
+// Timing says how often a [Replica] looks after itself. A zero field means its default.
+type Timing struct {
+	Tail  time.Duration // between reads of the newest save; 1 s
+	Stall time.Duration // how long the watch may stay behind such a read; 2 s
+	Scrub time.Duration // between comparisons of all revisions; 10 min
+	Retry time.Duration // after a failure; 1 s
+}
+
+func (t Timing) withDefaults() Timing {
+	def := func(d *time.Duration, v time.Duration) {
+		if *d == 0 {
+			*d = v
+		}
+	}
+	def(&t.Tail, time.Second)
+	def(&t.Stall, 2*time.Second)
+	def(&t.Scrub, 10*time.Minute)
+	def(&t.Retry, time.Second)
+	return t
+}
+
+// Reasons to leave the watch. They never reach a caller of this package.
+var (
+	errGap     = errors.New("the watch skipped, repeated or reordered saves")
+	errStalled = errors.New("the watch stays behind")
+	errBack    = errors.New("etcd's history went back, or meta changed")
+	errScrub   = errors.New("the mirror differs from etcd")
+)
+
+// Replica keeps a [Mirror] equal to the store, and trusts neither the load nor the watch nor itself:
+// a load is used only if the records' versions add up to the number of saves; the watch must deliver save after save
+// without a gap; a linearizable read every second shows a watch that hangs; and a comparison of all revisions every ten
+// minutes shows a mirror that went wrong.
+type Replica struct {
+	store  *Store
+	mirror *Mirror
+	timing Timing
+	log    *slog.Logger
+
+	loads   *prometheus.CounterVec
+	damaged prometheus.Gauge
+
+	flights flights
+}
+
+// NewReplica returns a replica that fills mirror once it runs.
+func NewReplica(s *Store, mirror *Mirror, timing Timing, log *slog.Logger, reg prometheus.Registerer) (*Replica, error) {
+	r := &Replica{
+		store: s, mirror: mirror, timing: timing.withDefaults(), log: log,
+		flights: flights{read: s.head, wake: make(chan struct{}, 1)},
+		loads: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "allowednets_policy_store_loads_total", Help: "Loads of all records from etcd by what caused them.",
+		}, []string{"cause"}),
+		damaged: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "allowednets_policy_store_damaged", Help: "1 while etcd's records contradict themselves; the last good state stays in force.",
+		}),
+	}
+	gauge := func(name, help string, value func(State) float64) prometheus.Collector {
+		return prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, func() float64 {
+			state, _ := mirror.State()
+			return value(state)
+		})
+	}
+	for _, c := range []prometheus.Collector{
+		r.loads, r.damaged,
+		gauge("allowednets_policy_revision", "Revision of the mirror.", func(s State) float64 { return float64(s.Revision) }),
+		gauge("allowednets_policy_restricted_mailboxes", "Mailboxes that have a list.", func(s State) float64 { return float64(s.Count) }),
+	} {
+		if err := reg.Register(c); err != nil {
+			return nil, fmt.Errorf("registering metrics: %w", err)
+		}
+	}
+	return r, nil
+}
+
+// Run follows the store until ctx ends. It returns ctx's error: every other failure is retried.
+func (r *Replica) Run(ctx context.Context) error {
+	var flights sync.WaitGroup
+	defer flights.Wait()
+	flights.Go(func() { r.flights.run(ctx) })
+	cause := "start"
+	for {
+		if cause != "" {
+			r.loads.WithLabelValues(cause).Inc()
+			if err := r.load(ctx); err != nil {
+				r.noteLoad(ctx, err)
+				if !r.pause(ctx) {
+					return ctx.Err()
+				}
+				if _, filled := r.mirror.State(); !filled {
+					continue
+				}
+				// The mirror is a true copy of some earlier state: go on from there if the watch allows it.
+			}
+		}
+		err := r.follow(ctx)
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		cause = causeOf(err)
+		r.log.WarnContext(ctx, "following etcd was interrupted", "error", err, "load", cause)
+		if errors.Is(err, ErrUnavailable) && !r.pause(ctx) {
+			return ctx.Err()
+		}
+	}
+}
+
+// causeOf names the failures that only a load cures; "" means that the watch may be resumed.
+func causeOf(err error) string {
+	switch {
+	case errors.Is(err, errGap), errors.Is(err, ErrDamaged):
+		return "gap"
+	case errors.Is(err, errBack), errors.Is(err, ErrNotCreated), errors.Is(err, ErrForeign):
+		return "history"
+	case errors.Is(err, errScrub):
+		return "scrub"
+	case errors.Is(err, rpctypes.ErrCompacted):
+		return "compacted"
+	}
+	return ""
+}
+
+func (r *Replica) noteLoad(ctx context.Context, err error) {
+	if errors.Is(err, ErrDamaged) || errors.Is(err, ErrNotCreated) {
+		r.damaged.Set(1)
+	}
+	r.log.ErrorContext(ctx, "loading from etcd failed; the last good state stays in force", "error", err)
+}
+
+func (r *Replica) pause(ctx context.Context) bool {
+	select {
+	case <-ctx.Done():
+		return false
+	case <-time.After(r.timing.Retry):
+		return true
+	}
+}
+
+// load reads all records at one revision, proves that none is missing, and fills the mirror.
+func (r *Replica) load(ctx context.Context) error {
+	h, err := r.store.head(ctx)
+	if err != nil {
+		return err
+	}
+	var records []Record
+	var versions int64
+	err = r.store.scan(ctx, h.at, func(kv *mvccpb.KeyValue) error {
+		rec, err := decodeRecord(kv, h.epoch)
+		if err != nil {
+			return err
+		}
+		versions += rec.Version
+		records = append(records, rec)
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	if versions != h.version {
+		return fmt.Errorf("%w: the records add up to %d saves, but there were %d: records are missing or were edited",
+			ErrDamaged, versions, h.version)
+	}
+	r.damaged.Set(0)
+	r.mirror.replace(records, State{Store: h.id, Epoch: h.epoch, Revision: h.revision, Version: h.version})
+	r.log.InfoContext(ctx, "loaded from etcd", "records", len(records), "revision", h.revision, "saves", h.version,
+		"store", fmt.Sprintf("%x", h.id), "epoch", h.epoch)
+	return nil
+}
+
+// scan calls use for every record at the revision, keys only if keysOnly is among opts.
+func (s *Store) scan(ctx context.Context, rev int64, use func(*mvccpb.KeyValue) error, opts ...clientv3.OpOption) error {
+	ctx, cancel := context.WithCancel(ctx)
+	stream, err := s.client.GetStream(ctx, mailboxPrefix, append(opts, clientv3.WithPrefix(), clientv3.WithRev(rev))...)
+	if err != nil {
+		cancel()
+		return wrap("reading all records", err)
+	}
+	defer func() {
+		cancel()
+		for range stream { //nolint:revive // the client's goroutine ends only when its channel is drained
+		}
+	}()
+	var n, count int64
+	for {
+		chunk, more, err := receive(ctx, stream)
+		if err != nil {
+			return wrap("reading all records", err)
+		}
+		if !more {
+			break
+		}
+		for _, kv := range chunk.Kvs {
+			if err := use(kv); err != nil {
+				return err
+			}
+		}
+		n, count = n+int64(len(chunk.Kvs)), max(count, chunk.Count)
+	}
+	if n != count {
+		return fmt.Errorf("reading all records: %w: %d of %d arrived", ErrUnavailable, n, count)
+	}
+	return nil
+}
+
+// scanTimeout bounds the wait for one chunk of a scan.
+const scanTimeout = 30 * time.Second
+
+func receive(ctx context.Context, stream clientv3.GetStreamChan) (clientv3.RangeStreamResponse, bool, error) {
+	timer := time.NewTimer(scanTimeout)
+	defer timer.Stop()
+	select {
+	case chunk, more := <-stream:
+		return chunk, more, chunk.Err()
+	case <-timer.C:
+		return clientv3.RangeStreamResponse{}, false, context.DeadlineExceeded
+	case <-ctx.Done():
+		return clientv3.RangeStreamResponse{}, false, ctx.Err()
+	}
+}
+
+// follow applies one save after the other until something is wrong.
+func (r *Replica) follow(ctx context.Context) error {
+	state, _ := r.mirror.State()
+	from, err := r.watchFrom(ctx, state)
+	if err != nil {
+		return err
+	}
+	client, err := r.store.cfg.dial() // a watch shares no connection with big reads: they starve it
+	if err != nil {
+		return err
+	}
+	defer func() { _ = client.Close() }()
+
+	ctx, cancel := context.WithCancel(ctx)
+	tails, scrubs := make(chan tail), make(chan error)
+	var background sync.WaitGroup
+	defer background.Wait()
+	defer cancel()
+	background.Go(func() { r.readTails(ctx, tails) })
+	background.Go(func() { r.scrubAlways(ctx, scrubs) })
+	watch := client.Watch(clientv3.WithRequireLeader(ctx), logKey, clientv3.WithRev(from))
+
+	var behind time.Time // since when the watch is known to be behind
+	for {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case resp, ok := <-watch:
+			if !ok {
+				return fmt.Errorf("watching: %w: the watch ended", ErrUnavailable)
+			}
+			if err := resp.Err(); err != nil {
+				return wrap("watching", err)
+			}
+			for _, event := range resp.Events {
+				if err := r.applyNext(event); err != nil {
+					return err
+				}
+			}
+		case t := <-tails:
+			if err := t.check(); err != nil {
+				return err
+			}
+			if state, _ := r.mirror.State(); t.err != nil || t.head.version <= state.Version {
+				behind = time.Time{}
+			} else if behind.IsZero() {
+				behind = time.Now()
+			} else if time.Since(behind) >= r.timing.Stall {
+				return errStalled
+			}
+		case err := <-scrubs:
+			return err
+		}
+	}
+}
+
+// watchFrom returns the revision from which a watch continues the mirror. If nothing was saved since, that is after now:
+// the mirror's own revision may have been compacted long ago.
+func (r *Replica) watchFrom(ctx context.Context, state State) (int64, error) {
+	t := r.readTail(ctx)
+	switch err := t.check(); {
+	case err != nil:
+		return 0, err
+	case t.err != nil:
+		return 0, t.err
+	case t.head.version == state.Version:
+		return t.head.at + 1, nil
+	}
+	return state.Revision + 1, nil
+}
+
+// applyNext applies one event of log if it is the next save, and of the mailbox the next version.
+func (r *Replica) applyNext(event *clientv3.Event) error {
+	state, _ := r.mirror.State()
+	if event.Type != clientv3.EventTypePut || event.Kv.Version != state.Version+1 || event.Kv.ModRevision <= state.Revision {
+		return fmt.Errorf("%w: %s of save %d at revision %d after save %d at revision %d", errGap,
+			event.Type, event.Kv.Version, event.Kv.ModRevision, state.Version, state.Revision)
+	}
+	_, rec, err := decodeChange(event.Kv, state.Epoch)
+	if err != nil {
+		return err
+	}
+	var version int64
+	if e := r.mirror.get(rec.Mailbox); e != nil {
+		version = e.Version
+	}
+	if rec.Version != version+1 {
+		return fmt.Errorf("%w: version %d of a mailbox after version %d", errGap, rec.Version, version)
+	}
+	r.mirror.apply(rec, event.Kv.Version)
+	return nil
+}
+
+// tail is a linearizable read of the newest save and the mirror's state when it began.
+type tail struct {
+	before State
+	head   head
+	err    error
+}
+
+func (r *Replica) readTail(ctx context.Context) tail {
+	before, _ := r.mirror.State()
+	h, err := r.flights.join(ctx)
+	return tail{before: before, head: h, err: err}
+}
+
+// check returns what no patience cures. That etcd does not answer is not among it: the watch may well be alive.
+func (t tail) check() error {
+	switch {
+	case errors.Is(t.err, ErrNotCreated), errors.Is(t.err, ErrDamaged), errors.Is(t.err, ErrForeign):
+		return t.err
+	case t.err == nil && (t.head.id != t.before.Store || t.head.epoch != t.before.Epoch || t.head.version < t.before.Version ||
+		t.head.version == t.before.Version && t.head.revision != t.before.Revision):
+		return errBack
+	}
+	return nil
+}
+
+func (r *Replica) readTails(ctx context.Context, out chan<- tail) {
+	every(ctx, r.timing.Tail, func() {
+		select {
+		case out <- r.readTail(ctx):
+		case <-ctx.Done():
+		}
+	})
+}
+
+// scrubAlways reports the first difference it finds.
+func (r *Replica) scrubAlways(ctx context.Context, out chan<- error) {
+	every(ctx, r.timing.Scrub, func() {
+		err := r.scrub(ctx)
+		if !errors.Is(err, errScrub) && !errors.Is(err, ErrDamaged) {
+			if err != nil && ctx.Err() == nil {
+				r.log.WarnContext(ctx, "comparing with etcd failed", "error", err)
+			}
+			return
+		}
+		select {
+		case out <- err:
+		case <-ctx.Done():
+		}
+	})
+}
+
+func every(ctx context.Context, d time.Duration, do func()) {
+	ticker := time.NewTicker(d)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-ticker.C:
+			do()
+		}
+	}
+}
+
+// scrub compares the revision of every record in etcd with the mirror's.
+func (r *Replica) scrub(ctx context.Context) error {
+	h, err := r.flights.join(ctx)
+	if err != nil {
+		return err
+	}
+	if _, err := r.mirror.Wait(ctx, func(s State) bool { return s.Version >= h.version }); err != nil {
+		return err
+	}
+	// The mirror may be ahead of h by now. Records that changed since are left to the next scrub.
+	revisions := r.mirror.revisions()
+	err = r.store.scan(ctx, h.at, func(kv *mvccpb.KeyValue) error {
+		mailbox, err := canonicalMailbox(strings.TrimPrefix(string(kv.Key), mailboxPrefix))
+		if err != nil {
+			return err
+		}
+		ours := revisions[mailbox]
+		if ours != kv.ModRevision && ours <= h.revision {
+			return fmt.Errorf("%w: a record is at revision %d, not %d", errScrub, kv.ModRevision, ours)
+		}
+		delete(revisions, mailbox)
+		return nil
+	}, clientv3.WithKeysOnly())
+	if err != nil {
+		return err
+	}
+	for _, ours := range revisions {
+		if ours <= h.revision {
+			return fmt.Errorf("%w: the record of revision %d is missing", errScrub, ours)
+		}
+	}
+	return nil
+}
+
+// Barrier waits until the mirror has every save that was acknowledged before the call, and returns its state then.
+// Errors: [ErrUnavailable], also for a mirror that does not get there in time.
+func (r *Replica) Barrier(ctx context.Context) (State, error) {
+	ctx, cancel := context.WithTimeout(ctx, opTimeout)
+	defer cancel()
+	t := r.readTail(ctx)
+	if err := t.check(); err != nil {
+		return State{}, fmt.Errorf("%w: %w", ErrUnavailable, err)
+	}
+	if t.err != nil {
+		return State{}, t.err
+	}
+	state, err := r.mirror.Wait(ctx, func(s State) bool { return s.Epoch == t.head.epoch && s.Version >= t.head.version })
+	return state, wrap("waiting for the newest save", err)
+}
+
+// flights shares linearizable reads: whoever joins gets a read that began after it joined, and at most one runs at a time.
+type flights struct {
+	read func(context.Context) (head, error)
+	wake chan struct{}
+
+	mu   sync.Mutex
+	next *flight // not begun
+}
+
+type flight struct {
+	done chan struct{}
+	head head
+	err  error
+}
+
+func (f *flights) join(ctx context.Context) (head, error) {
+	f.mu.Lock()
+	if f.next == nil {
+		f.next = &flight{done: make(chan struct{})}
+		select {
+		case f.wake <- struct{}{}:
+		default:
+		}
+	}
+	fl := f.next
+	f.mu.Unlock()
+	select {
+	case <-fl.done:
+		return fl.head, fl.err
+	case <-ctx.Done():
+		return head{}, wrap("reading the newest save", ctx.Err())
+	}
+}
+
+// run carries out reads until ctx ends.
+func (f *flights) run(ctx context.Context) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-f.wake:
+		}
+		f.mu.Lock()
+		fl := f.next
+		f.next = nil
+		f.mu.Unlock()
+		fl.head, fl.err = f.read(ctx)
+		close(fl.done)
+	}
+}

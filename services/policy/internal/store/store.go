@@ -1,0 +1,241 @@
+// Package store keeps the lists of allowed nets in etcd and proves that what it reads is complete.
+//
+// A mailbox without a record is unrestricted, so a record that a read or a watch misses would silently lift a restriction.
+// Nothing is therefore served unless it was counted: every save puts the key "log" once, so etcd's own version of that key
+// numbers all saves without gaps, and records are never deleted, so their versions add up to the same number.
+package store
+
+import (
+	"context"
+	"crypto/rand"
+	"crypto/tls"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"time"
+
+	"go.etcd.io/etcd/api/v3/mvccpb"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.uber.org/zap"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
+
+	storev1 "github.com/allowednets/allowednets/gen/allowednets/store/v1"
+	"github.com/allowednets/allowednets/internal/allow"
+)
+
+const (
+	prefix        = "/allowednets/v1/"
+	metaKey       = prefix + "meta"
+	logKey        = prefix + "log"
+	mailboxPrefix = prefix + "mailboxes/"
+	changePrefix  = prefix + "changes/"
+
+	format = 1
+
+	// opTimeout bounds one request to etcd.
+	opTimeout = 5 * time.Second
+)
+
+// Errors of this package. Callers tell them apart with errors.Is.
+var (
+	// ErrUnavailable: etcd did not answer, or not in time. A write may or may not have taken effect.
+	ErrUnavailable = errors.New("the store is unavailable")
+	// ErrNotCreated: etcd holds no store of ours. A lost volume or a wrong endpoint looks like this.
+	ErrNotCreated = errors.New("etcd holds no Allowed Nets store")
+	// ErrDamaged: what etcd holds contradicts itself; somebody wrote to it by hand, or records are missing.
+	ErrDamaged = errors.New("the store is damaged")
+	// ErrForeign: another etcd cluster answers at the endpoints than the one this process started with.
+	ErrForeign = errors.New("another etcd cluster answers at the endpoints")
+	// ErrRequestIDReused: the request id belongs to a change with other content.
+	ErrRequestIDReused = errors.New("the request id was used for a change with other content")
+)
+
+// EtagError says that the mailbox is not at the etag that the caller asked for.
+type EtagError struct {
+	Current Record
+}
+
+func (e *EtagError) Error() string { return "the list was changed by " + e.Current.UpdatedBy }
+
+// Config says how to reach etcd.
+type Config struct {
+	Endpoints []string
+	TLS       *tls.Config // nil: plain text
+	User      string
+	Password  string
+	// DialOptions are added to every connection; tests put faults there.
+	DialOptions []grpc.DialOption
+}
+
+// Store reads and writes lists. It is safe for concurrent use.
+type Store struct {
+	cfg     Config
+	client  *clientv3.Client
+	cluster uint64             // etcd's cluster id when we started
+	locks   [256]chan struct{} // one writer per mailbox and process, so that writers do not fail each other's compare
+}
+
+// Open connects to the store. It waits for etcd until ctx ends. With create, an etcd without a store gets one, with epoch
+// 1; without, that is [ErrNotCreated].
+func Open(ctx context.Context, cfg Config, create bool) (*Store, error) {
+	client, err := cfg.dial()
+	if err != nil {
+		return nil, err
+	}
+	s := &Store{cfg: cfg, client: client}
+	for i := range s.locks {
+		s.locks[i] = make(chan struct{}, 1)
+	}
+	if err := s.identify(ctx, create); err != nil {
+		_ = client.Close()
+		return nil, err
+	}
+	return s, nil
+}
+
+// Close ends the connections.
+func (s *Store) Close() error { return s.client.Close() }
+
+func (c Config) dial() (*clientv3.Client, error) {
+	client, err := clientv3.New(clientv3.Config{
+		Endpoints:            c.Endpoints,
+		TLS:                  c.TLS,
+		Username:             c.User,
+		Password:             c.Password,
+		DialOptions:          c.DialOptions,
+		DialKeepAliveTime:    10 * time.Second,
+		DialKeepAliveTimeout: 5 * time.Second,
+		PermitWithoutStream:  true,
+		MaxCallRecvMsgSize:   64 << 20,
+		Logger:               zap.NewNop(), // every failure reaches us as an error, and is logged once, by whoever handles it
+	})
+	if err != nil {
+		return nil, fmt.Errorf("connecting to etcd at %v: %w", c.Endpoints, err)
+	}
+	return client, nil
+}
+
+// identify learns the cluster id and makes sure that there is a store of a format we know.
+func (s *Store) identify(ctx context.Context, create bool) error {
+	for {
+		h, err := s.head(ctx)
+		switch {
+		case err == nil:
+			s.cluster = h.cluster
+			return nil
+		case create && errors.Is(err, ErrNotCreated):
+			if err := s.create(ctx); err != nil && !errors.Is(err, ErrUnavailable) {
+				return err
+			}
+		case !errors.Is(err, ErrUnavailable):
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return err
+		case <-time.After(200 * time.Millisecond):
+		}
+	}
+}
+
+func (s *Store) create(ctx context.Context) error {
+	var id [8]byte
+	_, _ = rand.Read(id[:]) // never fails
+	value, err := proto.Marshal(&storev1.Meta{Format: format, Epoch: 1, Id: binary.BigEndian.Uint64(id[:]) | 1})
+	if err != nil {
+		return fmt.Errorf("encoding meta: %w", err)
+	}
+	ctx, cancel := context.WithTimeout(ctx, opTimeout)
+	defer cancel()
+	_, err = s.client.Txn(ctx).
+		If(clientv3.Compare(clientv3.CreateRevision(metaKey), "=", 0), clientv3.Compare(clientv3.CreateRevision(logKey), "=", 0)).
+		Then(clientv3.OpPut(metaKey, string(value))).Commit()
+	return wrap("creating the store", err)
+}
+
+// head is what one linearizable read tells about the whole store.
+type head struct {
+	meta
+	cluster  uint64
+	revision int64 // of the newest save, or of meta if that is newer
+	version  int64 // number of saves ever
+	at       int64 // etcd's revision at the read
+}
+
+// meta is the store's identity.
+type meta struct {
+	id    uint64
+	epoch uint64
+	mod   int64 // revision of its last write
+}
+
+// head reads log and meta at one revision.
+func (s *Store) head(ctx context.Context) (head, error) {
+	ctx, cancel := context.WithTimeout(ctx, opTimeout)
+	defer cancel()
+	resp, err := s.client.Txn(ctx).Then(clientv3.OpGet(metaKey), clientv3.OpGet(logKey, clientv3.WithKeysOnly())).Commit()
+	if err != nil {
+		return head{}, wrap("reading the newest save", err)
+	}
+	h := head{cluster: resp.Header.ClusterId, at: resp.Header.Revision}
+	if err := s.checkCluster(h.cluster); err != nil {
+		return head{}, err
+	}
+	if kvs := resp.Responses[1].GetResponseRange().Kvs; len(kvs) == 1 {
+		h.revision, h.version = kvs[0].ModRevision, kvs[0].Version
+	}
+	h.meta, err = decodeMeta(resp.Responses[0].GetResponseRange().Kvs)
+	if errors.Is(err, ErrNotCreated) && h.version > 0 {
+		return head{}, fmt.Errorf("%w: it has saves but no %s", ErrDamaged, metaKey)
+	}
+	h.revision = max(h.revision, h.mod)
+	return h, err
+}
+
+// checkCluster refuses an answer of another etcd cluster than the first one that answered.
+func (s *Store) checkCluster(id uint64) error {
+	if s.cluster != 0 && id != s.cluster {
+		return fmt.Errorf("%w: %x, not %x", ErrForeign, id, s.cluster)
+	}
+	return nil
+}
+
+func decodeMeta(kvs []*mvccpb.KeyValue) (meta, error) {
+	if len(kvs) == 0 {
+		return meta{}, ErrNotCreated
+	}
+	var m storev1.Meta
+	if err := proto.Unmarshal(kvs[0].Value, &m); err != nil {
+		return meta{}, fmt.Errorf("%w: %s: %w", ErrDamaged, metaKey, err)
+	}
+	if m.GetFormat() != format || m.GetEpoch() == 0 || m.GetId() == 0 {
+		return meta{}, fmt.Errorf("%w: %s has format %d, epoch %d and id %x; this program knows format %d, epochs from 1 and ids but 0",
+			ErrDamaged, metaKey, m.GetFormat(), m.GetEpoch(), m.GetId(), format)
+	}
+	return meta{id: m.GetId(), epoch: m.GetEpoch(), mod: kvs[0].ModRevision}, nil
+}
+
+// wrap makes every error of etcd's client an [ErrUnavailable], except a permission error, which no retry cures.
+func wrap(doing string, err error) error {
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, rpctypes.ErrPermissionDenied), errors.Is(err, rpctypes.ErrAuthFailed), status.Code(err) == codes.Unauthenticated:
+		return fmt.Errorf("%s: etcd refused our user: %w", doing, err)
+	}
+	return fmt.Errorf("%s: %w: %w", doing, ErrUnavailable, err)
+}
+
+func mailboxKey(m allow.Mailbox) string { return mailboxPrefix + m.String() }
+
+// changeKey sorts by version. A scan of "changes/a@b/" meets no other mailbox: that one would have to begin with "a@b/",
+// and a local part has no "@".
+func changeKey(m allow.Mailbox, version int64) string {
+	return fmt.Sprintf("%s%020d", changesOf(m), version)
+}
+
+func changesOf(m allow.Mailbox) string { return changePrefix + m.String() + "/" }
