@@ -1,0 +1,148 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"strconv"
+	"strings"
+	"time"
+	"unicode"
+	"unicode/utf8"
+
+	"github.com/alecthomas/kong"
+
+	decisionv1 "github.com/allowednets/allowednets/gen/allowednets/decision/v1"
+	"github.com/allowednets/allowednets/internal/allow"
+	"github.com/allowednets/allowednets/internal/serve"
+	"github.com/allowednets/allowednets/sidecar/internal/check"
+)
+
+// flags are the command line. Each has a twin in the environment.
+type flags struct {
+	serve.LogFlags
+	serve.TLSFlags
+
+	PolicyAddress string `env:"ALLOWEDNETS_POLICY_ADDRESS" required:"" placeholder:"HOST:PORT" help:"The policy service."`
+	AcceptCluster string `env:"ALLOWEDNETS_ACCEPT_CLUSTER" placeholder:"ID" help:"Identity (hexadecimal, as logged) of an etcd cluster that may replace the one the sidecar's state came from."`
+	ID            string `name:"id" env:"ALLOWEDNETS_ID" placeholder:"NAME" help:"The sidecar's name, unique among sidecars. Default: the host name."`
+
+	Socket      string `env:"ALLOWEDNETS_SOCKET" default:"/run/allowednets/sidecar.sock" placeholder:"PATH" help:"Unix socket of the gRPC API (${default}); mode 0660. Empty: none."`
+	GRPCListen  string `name:"grpc-listen" env:"ALLOWEDNETS_GRPC_LISTEN" placeholder:"ADDRESS" help:"Loopback address of the gRPC API. Default: none."`
+	HTTPListen  string `name:"http-listen" env:"ALLOWEDNETS_HTTP_LISTEN" default:"127.0.0.1:7480" placeholder:"ADDRESS" help:"Loopback address of the HTTP API and of the Dovecot door (${default}). Empty: none."`
+	AdminListen string `env:"ALLOWEDNETS_ADMIN_LISTEN" default:":7491" placeholder:"ADDRESS" help:"Address of health and metrics (${default}). Empty: none."`
+
+	HTTPTokenFile  string         `name:"http-token-file" env:"ALLOWEDNETS_HTTP_TOKEN_FILE" type:"path" placeholder:"FILE" help:"Holds the bearer token that every request to --http-listen must carry. Default: none is needed."`
+	TrustedProxies []netip.Prefix `env:"ALLOWEDNETS_TRUSTED_PROXIES" placeholder:"NET,…" help:"Peers of Dovecot that may say for which service they log in (x-forward-via), such as webmail."`
+
+	DefaultDomain    string        `env:"ALLOWEDNETS_DEFAULT_DOMAIN" placeholder:"DOMAIN" help:"Domain of mailbox names that come without one. Default: they are refused."`
+	RestrictServices []string      `env:"ALLOWEDNETS_RESTRICT_SERVICES" placeholder:"SERVICE,…" help:"Services to restrict beyond imap, pop3, managesieve and webmail. Only smtp-submission can be."`
+	DenyAfter        time.Duration `env:"ALLOWEDNETS_DENY_AFTER" placeholder:"DURATION" help:"Deny restricted services when the data is older than this. Default: never."`
+	DenialText       string        `env:"ALLOWEDNETS_DENIAL_TEXT" default:"${denial_text}" placeholder:"TEXT" help:"What a person reads in the mail client; {address} stands for the client's address. Empty: a denial looks like a wrong password. Default: ${denial_text}"`
+
+	Version kong.VersionFlag `help:"Print the version and exit."`
+}
+
+// config is what the flags mean.
+type config struct {
+	flags
+	acceptCluster uint64
+	scope         allow.Scope
+	defaultDomain string
+	token         string
+}
+
+// resolve checks what can be checked before anything is opened. Its errors are of usage.
+func (f flags) resolve() (config, error) {
+	c := config{flags: f}
+	var err error
+	if c.ID == "" {
+		if c.ID, err = os.Hostname(); err != nil {
+			return config{}, fmt.Errorf("--id is not given and the host has no name: %w", err)
+		}
+	}
+	if len(c.ID) > 255 || !utf8.ValidString(c.ID) || strings.ContainsFunc(c.ID, func(r rune) bool { return !unicode.IsPrint(r) }) {
+		return config{}, fmt.Errorf("--id=%.60q must be 1 to 255 printable characters", c.ID)
+	}
+	if host, port, err := net.SplitHostPort(f.PolicyAddress); err != nil || host == "" || port == "" {
+		return config{}, fmt.Errorf("--policy-address=%q is not of the form HOST:PORT", f.PolicyAddress)
+	}
+	if f.InsecurePlaintext && !serve.IsLoopback(f.PolicyAddress) {
+		return config{}, fmt.Errorf("--insecure-plaintext works only with a --policy-address on loopback, not with %q", f.PolicyAddress)
+	}
+	if f.AcceptCluster != "" {
+		if c.acceptCluster, err = strconv.ParseUint(f.AcceptCluster, 16, 64); err != nil || c.acceptCluster == 0 {
+			return config{}, fmt.Errorf("--accept-cluster=%q is no cluster identity: it is the hexadecimal number from the log line that asks for it", f.AcceptCluster)
+		}
+	}
+	if f.Socket == "" && f.GRPCListen == "" && f.HTTPListen == "" {
+		return config{}, errors.New("--socket, --grpc-listen and --http-listen are all empty: nobody could ask anything")
+	}
+	for name, address := range map[string]string{"--grpc-listen": f.GRPCListen, "--http-listen": f.HTTPListen} {
+		if address != "" && !serve.IsLoopback(address) {
+			return config{}, fmt.Errorf("%s=%q is not on loopback, such as 127.0.0.1:7480: whoever reaches it learns who is restricted", name, address)
+		}
+	}
+	if f.AdminListen != "" {
+		if _, _, err := net.SplitHostPort(f.AdminListen); err != nil {
+			return config{}, fmt.Errorf("--admin-listen=%q is not of the form [HOST]:PORT", f.AdminListen)
+		}
+	}
+	if f.DefaultDomain != "" {
+		if c.defaultDomain, err = allow.ParseDomain(f.DefaultDomain); err != nil {
+			return config{}, fmt.Errorf("--default-domain: %w", err)
+		}
+	}
+	if c.scope, err = parseScope(f.RestrictServices); err != nil {
+		return config{}, err
+	}
+	for i, p := range f.TrustedProxies {
+		if p.Addr().Is4In6() {
+			return config{}, fmt.Errorf("--trusted-proxies: %v must be written as an IPv4 net", p)
+		}
+		c.TrustedProxies[i] = p.Masked()
+	}
+	if f.DenyAfter < 0 || f.DenyAfter > 0 && f.DenyAfter < minDenyAfter {
+		return config{}, fmt.Errorf("--deny-after=%v must be at least %v: the data's age is measured every 5 s", f.DenyAfter, minDenyAfter)
+	}
+	if err := check.ValidateDenialText(f.DenialText); err != nil {
+		return config{}, fmt.Errorf("--denial-text: %w", err)
+	}
+	if f.HTTPTokenFile != "" {
+		if c.token, err = readToken(f.HTTPTokenFile); err != nil {
+			return config{}, fmt.Errorf("--http-token-file: %w", err)
+		}
+	}
+	return c, nil
+}
+
+// minDenyAfter leaves room for a few lost answers.
+const minDenyAfter = 15 * time.Second
+
+func parseScope(names []string) (allow.Scope, error) {
+	var services []decisionv1.Service
+	for _, name := range names {
+		key := "SERVICE_" + strings.ToUpper(strings.ReplaceAll(strings.TrimSpace(name), "-", "_"))
+		services = append(services, decisionv1.Service(decisionv1.Service_value[key]))
+	}
+	scope, err := allow.NewScope(services...)
+	if err != nil {
+		return allow.Scope{}, fmt.Errorf("--restrict-services=%s: only smtp-submission can be added", strings.Join(names, ","))
+	}
+	return scope, nil
+}
+
+// readToken reads a bearer token, which must be what a header can carry.
+func readToken(path string) (string, error) {
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return "", err
+	}
+	token := strings.TrimSpace(string(b))
+	if token == "" || strings.ContainsFunc(token, func(r rune) bool { return r <= ' ' || r > '~' }) {
+		return "", fmt.Errorf("%s must hold one token of printable ASCII characters without spaces", path)
+	}
+	return token, nil
+}

@@ -1,0 +1,138 @@
+// Package check answers whether a client may reach a mailbox: a [Decider], and the doors that translate for it. A door
+// speaks one protocol and decides nothing.
+package check
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	decisionv1 "github.com/allowednets/allowednets/gen/allowednets/decision/v1"
+	"github.com/allowednets/allowednets/internal/allow"
+	"github.com/allowednets/allowednets/sidecar/internal/mirror"
+)
+
+// DeciderConfig configures a [Decider].
+type DeciderConfig struct {
+	// State returns the state to decide on, nil if there is none yet.
+	State func() *mirror.State
+	Scope allow.Scope
+	// DefaultDomain completes names without a domain; empty: they are refused.
+	DefaultDomain string
+	// DenyAfter denies restricted services once the data is older than this; 0: never.
+	DenyAfter time.Duration
+	Log       *slog.Logger
+	Metrics   prometheus.Registerer
+}
+
+// Decider is the one place that decides. It is safe for concurrent use.
+type Decider struct {
+	cfg       DeciderConfig
+	decisions [services][reasons]prometheus.Counter
+	denials   *denialLog
+}
+
+const (
+	services = int(decisionv1.Service_SERVICE_WEBDAV) + 1
+	reasons  = int(decisionv1.Reason_REASON_STALE) + 1
+)
+
+// Request asks about one access, in the words of a peer.
+type Request struct {
+	Mailbox string
+	Client  string // address; empty if unknown
+	Service decisionv1.Service
+}
+
+// Decision answers a [Request].
+type Decision struct {
+	allow.Outcome
+	// State is what was decided on; nil if there is none yet, which only an exempt service does not mind.
+	State  *mirror.State
+	Client netip.Addr // as parsed
+}
+
+// ErrNotSynced means that there is no verified state yet, and so no answer.
+var ErrNotSynced = errors.New("the sidecar has not yet received the lists from a policy service")
+
+// ServiceError means that a request named no service, or one that is not known.
+type ServiceError struct{ Service decisionv1.Service }
+
+func (e *ServiceError) Error() string {
+	if e.Service == decisionv1.Service_SERVICE_UNSPECIFIED {
+		return "the service is not given"
+	}
+	return fmt.Sprintf("service %d is unknown", e.Service)
+}
+
+// NewDecider returns a decider.
+func NewDecider(cfg DeciderConfig) (*Decider, error) {
+	d := &Decider{cfg: cfg}
+	decisions := prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "allowednets_sidecar_decisions_total", Help: "Decisions by service and reason.",
+	}, []string{"service", "reason"})
+	unlogged := prometheus.NewCounter(prometheus.CounterOpts{
+		Name: "allowednets_sidecar_denials_unlogged_total", Help: "Denials that were not logged because there were too many.",
+	})
+	for _, c := range []prometheus.Collector{decisions, unlogged} {
+		if err := cfg.Metrics.Register(c); err != nil {
+			return nil, fmt.Errorf("registering metrics: %w", err)
+		}
+	}
+	for svc := 1; svc < services; svc++ {
+		for reason := 1; reason < reasons; reason++ {
+			d.decisions[svc][reason] = decisions.WithLabelValues(serviceLabel(decisionv1.Service(svc)), reasonLabel(decisionv1.Reason(reason)))
+		}
+	}
+	d.denials = &denialLog{log: cfg.Log, unlogged: unlogged}
+	return d, nil
+}
+
+// Decide answers a request. The error is [ErrNotSynced], a *[ServiceError], an *[allow.NameError] or an
+// *[allow.AddressError]; it means "no answer", and so a denial. For a canonical mailbox Decide allocates nothing, unless it
+// denies.
+func (d *Decider) Decide(ctx context.Context, r Request) (Decision, error) {
+	restricted, known := d.cfg.Scope.Restricts(r.Service)
+	if !known {
+		return Decision{}, &ServiceError{r.Service}
+	}
+	mailbox, err := allow.CompleteMailbox(r.Mailbox, d.cfg.DefaultDomain)
+	if err != nil {
+		return Decision{}, err
+	}
+	client, err := allow.ParseClient(r.Client)
+	if err != nil {
+		return Decision{}, err
+	}
+	dec := Decision{State: d.cfg.State(), Client: client}
+	switch {
+	case !restricted:
+		dec.Outcome = allow.Outcome{Verdict: decisionv1.Verdict_VERDICT_ALLOW, Reason: decisionv1.Reason_REASON_SERVICE_EXEMPT}
+	case dec.State == nil:
+		return Decision{}, ErrNotSynced
+	case d.stale(dec.State):
+		// Unrestricted mailboxes too: they may have got a list that did not arrive.
+		dec.Outcome = allow.Outcome{Verdict: decisionv1.Verdict_VERDICT_DENY, Reason: decisionv1.Reason_REASON_STALE}
+	default:
+		dec.Outcome = allow.Decide(dec.State.Index.Lookup(mailbox.ID()), client)
+	}
+	d.decisions[r.Service][dec.Reason].Inc()
+	if dec.Verdict != decisionv1.Verdict_VERDICT_ALLOW {
+		d.denials.write(ctx, mailbox, r.Service, dec)
+	}
+	return dec, nil
+}
+
+// stale reports whether the data is too old to decide on, or of unknown age, if the operator set a limit.
+func (d *Decider) stale(st *mirror.State) bool {
+	if d.cfg.DenyAfter == 0 {
+		return false
+	}
+	age, ok := st.Age(time.Now())
+	return !ok || age > d.cfg.DenyAfter
+}

@@ -1,0 +1,282 @@
+package check
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"runtime/debug"
+	"strings"
+	"unicode"
+	"unicode/utf8"
+
+	decisionv1 "github.com/allowednets/allowednets/gen/allowednets/decision/v1"
+	"github.com/allowednets/allowednets/internal/allow"
+)
+
+const doorDovecot = "dovecot"
+
+// maxDrained is how much of an oversized body is read so that the sender gets to see the answer.
+const maxDrained = 64 << 20
+
+// DefaultDenialText is what a person reads in the mail client when access is denied.
+const DefaultDenialText = "Access from {address} is not allowed for this mailbox. Ask your administrator."
+
+// unavailableText is what a person reads when there is no answer.
+const unavailableText = "Access to this mailbox cannot be checked right now. Try again in a minute."
+
+// ValidateDenialText reports why a denial text cannot be used.
+func ValidateDenialText(text string) error {
+	if !utf8.ValidString(text) || strings.ContainsFunc(text, unicode.IsControl) {
+		return errors.New("control characters are not allowed: they would forge lines of the IMAP protocol")
+	}
+	return nil
+}
+
+// dovecotDoor is the door for Dovecot's auth policy client
+// (https://doc.dovecot.org/2.3/configuration_manual/authentication/auth_policy/).
+//
+// Every answer is HTTP 200 with an integer status and a string msg: with auth_policy_reject_on_fail=no, Dovecot's default,
+// it logs the user in on anything else.
+type dovecotDoor struct{ cfg HTTPConfig }
+
+// answer is what Dovecot reads. Status 0 lets the log-in go on, a negative one denies.
+type answer struct {
+	Status int    `json:"status"`
+	Msg    string `json:"msg"`
+}
+
+// login is what Dovecot's auth_policy_request_attributes in integrations/dovecot/ send.
+type login struct {
+	login, remote, realRemote, protocol, stage, via string
+}
+
+// Requests of services Dovecot knows by name.
+func dovecotService(protocol string) decisionv1.Service {
+	switch protocol {
+	case "imap":
+		return decisionv1.Service_SERVICE_IMAP
+	case "pop3":
+		return decisionv1.Service_SERVICE_POP3
+	case "sieve", "managesieve":
+		return decisionv1.Service_SERVICE_MANAGESIEVE
+	case "submission", "smtp":
+		return decisionv1.Service_SERVICE_SMTP_SUBMISSION
+	case "lmtp", "doveadm":
+		return decisionv1.Service_SERVICE_LOCAL_DELIVERY
+	}
+	return decisionv1.Service_SERVICE_UNSPECIFIED
+}
+
+// forwardedService is what a trusted proxy says it logs in for.
+func forwardedService(via string) decisionv1.Service {
+	switch via {
+	case "webmail":
+		return decisionv1.Service_SERVICE_WEBMAIL
+	case "caldav":
+		return decisionv1.Service_SERVICE_CALDAV
+	case "carddav":
+		return decisionv1.Service_SERVICE_CARDDAV
+	case "webdav":
+		return decisionv1.Service_SERVICE_WEBDAV
+	}
+	return decisionv1.Service_SERVICE_UNSPECIFIED
+}
+
+// serve answers a request, which is refused if it is not authorized.
+func (d *dovecotDoor) serve(w http.ResponseWriter, r *http.Request, authorized bool) {
+	a := d.recovered(r, authorized)
+	a.Msg = strings.Map(func(c rune) rune {
+		if unicode.IsControl(c) {
+			return -1
+		}
+		return c
+	}, a.Msg)
+	body, _ := json.Marshal(a) // an int and a string always can be
+	w.Header().Set("Content-Type", "application/json")
+	_, _ = w.Write(body)
+}
+
+// recovered answers, and denies if that panics.
+func (d *dovecotDoor) recovered(r *http.Request, authorized bool) (a answer) {
+	defer func() {
+		if p := recover(); p != nil {
+			d.cfg.Log.ErrorContext(r.Context(), "panic in the Dovecot door", "panic", fmt.Sprint(p), "stack", string(debug.Stack()))
+			a = d.refuse(r.Context(), errors.New("panic"))
+		}
+	}()
+	body, err := readBody(r.Body)
+	if err != nil {
+		return d.refuse(r.Context(), err)
+	}
+	if !authorized {
+		return d.refuse(r.Context(), errUnauthorized)
+	}
+	if r.Method != http.MethodPost {
+		return d.refuse(r.Context(), fmt.Errorf("%w: method %.20q", errRequest, r.Method))
+	}
+	command, err := dovecotCommand(r.URL.RawQuery)
+	if err != nil {
+		return d.refuse(r.Context(), err)
+	}
+	if command == "report" {
+		return answer{} // Dovecot tells how a log-in ended; there is nothing to decide
+	}
+	l, err := parseLogin(body)
+	if err != nil {
+		return d.refuse(r.Context(), err)
+	}
+	return d.allow(r.Context(), l)
+}
+
+func (d *dovecotDoor) allow(ctx context.Context, l login) answer {
+	svc, err := d.service(l)
+	if err != nil {
+		return d.quiet(d.refuse(ctx, err), l)
+	}
+	dec, err := d.cfg.Decider.Decide(ctx, Request{Mailbox: l.login, Client: l.remote, Service: svc})
+	if err != nil {
+		return d.quiet(d.refuse(ctx, err), l)
+	}
+	if dec.Verdict == decisionv1.Verdict_VERDICT_ALLOW {
+		return answer{}
+	}
+	if dec.Reason == decisionv1.Reason_REASON_STALE {
+		return d.quiet(answer{-1, unavailableText}, l)
+	}
+	address := "an unknown address"
+	if dec.Client.IsValid() {
+		address = dec.Client.String()
+	}
+	return d.quiet(answer{-1, strings.ReplaceAll(d.cfg.DenialText, "{address}", address)}, l)
+}
+
+// quiet empties the message where it would say too much. After authentication it would tell a thief that the password is
+// right, so it is shown only to those of whom we know that they have not got so far.
+func (d *dovecotDoor) quiet(a answer, l login) answer {
+	if l.stage != "before" || d.cfg.DenialText == "" {
+		a.Msg = ""
+	}
+	return a
+}
+
+// refuse is the answer to a request that cannot be answered.
+func (d *dovecotDoor) refuse(ctx context.Context, err error) answer {
+	d.cfg.Faults.count(ctx, doorDovecot, err)
+	if errors.Is(err, ErrNotSynced) {
+		return answer{-1, unavailableText}
+	}
+	return answer{Status: -1} // reads like a wrong password: a person could not do anything about it
+}
+
+// service says what the client wants.
+func (d *dovecotDoor) service(l login) (decisionv1.Service, error) {
+	svc := dovecotService(l.protocol)
+	if svc == decisionv1.Service_SERVICE_UNSPECIFIED || l.via == "" || !d.trusts(l.realRemote) {
+		return svc, nil
+	}
+	via := forwardedService(l.via)
+	switch {
+	case via == decisionv1.Service_SERVICE_UNSPECIFIED:
+		return 0, fmt.Errorf("%w: a trusted proxy logs in for %.20q, which is unknown", errRequest, l.via)
+	case svc == decisionv1.Service_SERVICE_IMAP:
+		return via, nil // the proxy reads the mailbox through IMAP for somebody else
+	case via == decisionv1.Service_SERVICE_WEBMAIL:
+		return svc, nil
+	}
+	return 0, fmt.Errorf("%w: a trusted proxy logs in for %s through %s", errRequest, l.via, l.protocol)
+}
+
+func (d *dovecotDoor) trusts(realRemote string) bool {
+	addr, err := allow.ParseClient(realRemote)
+	if err != nil {
+		return false
+	}
+	for _, p := range d.cfg.TrustedProxies {
+		if p.Contains(addr) {
+			return true
+		}
+	}
+	return false
+}
+
+// dovecotCommand returns the command in a query. Dovecot appends "?command=allow" to the configured URL, or "command=allow"
+// if that ends in &, so the query may begin with another ? or &.
+func dovecotCommand(query string) (string, error) {
+	values, err := url.ParseQuery(strings.TrimLeft(query, "?&"))
+	if err != nil {
+		return "", fmt.Errorf("%w: the query cannot be read", errRequest)
+	}
+	if c := values["command"]; len(c) == 1 && (c[0] == "allow" || c[0] == "report") {
+		return c[0], nil
+	}
+	return "", fmt.Errorf("%w: the query must have one command, allow or report", errRequest)
+}
+
+// parseLogin reads the body. Names it does not know are ignored; names it knows must be strings, and must not contradict
+// each other.
+func parseLogin(body []byte) (login, error) {
+	var l login
+	fields := map[string]*string{
+		"login": &l.login, "remote": &l.remote, "real_remote": &l.realRemote, "protocol": &l.protocol, "stage": &l.stage, "via": &l.via,
+	}
+	dec := json.NewDecoder(bytes.NewReader(body))
+	bad := fmt.Errorf("%w: the body is no JSON object of strings", errRequest) // never with the text: there may be hashes in it
+	if t, err := dec.Token(); err != nil || t != json.Delim('{') {
+		return login{}, bad
+	}
+	seen := make(map[string]bool, len(fields))
+	for dec.More() {
+		t, err := dec.Token()
+		if err != nil {
+			return login{}, bad
+		}
+		name, _ := t.(string) // the names of an object's members are strings
+		field := fields[name]
+		if field == nil {
+			var ignored json.RawMessage
+			if err := dec.Decode(&ignored); err != nil {
+				return login{}, bad
+			}
+			continue
+		}
+		var value any
+		if err := dec.Decode(&value); err != nil {
+			return login{}, bad
+		}
+		s, ok := value.(string)
+		if !ok || seen[name] && s != *field {
+			return login{}, bad
+		}
+		*field, seen[name] = s, true
+	}
+	if _, err := dec.Token(); err != nil {
+		return login{}, bad
+	}
+	if _, err := dec.Token(); !errors.Is(err, io.EOF) {
+		return login{}, bad
+	}
+	for _, name := range []string{"login", "remote", "protocol"} {
+		if !seen[name] {
+			return login{}, fmt.Errorf("%w: %s is missing", errRequest, name)
+		}
+	}
+	return l, nil
+}
+
+// readBody reads a body of at most [maxBody] octets.
+func readBody(body io.Reader) ([]byte, error) {
+	b, err := io.ReadAll(io.LimitReader(body, maxBody+1))
+	if err != nil {
+		return nil, fmt.Errorf("%w: the body cannot be read", errRequest)
+	}
+	if len(b) > maxBody {
+		_, _ = io.Copy(io.Discard, io.LimitReader(body, maxDrained))
+		return nil, fmt.Errorf("%w: the body is too long", errRequest)
+	}
+	return b, nil
+}

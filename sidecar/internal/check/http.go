@@ -1,0 +1,62 @@
+package check
+
+import (
+	"crypto/sha256"
+	"crypto/subtle"
+	"log/slog"
+	"net/http"
+	"net/netip"
+	"strings"
+)
+
+// HTTPConfig configures [HTTP].
+type HTTPConfig struct {
+	Decider *Decider
+	Faults  *Faults
+	Log     *slog.Logger
+	// Token is the bearer token that every request must carry; empty: none.
+	Token string
+	// DenialText is what a person reads; {address} stands for the client's address. Empty: nothing is said, and a denial
+	// looks like a wrong password. It must be valid ([ValidateDenialText]).
+	DenialText string
+	// TrustedProxies may say on whose behalf they log in to Dovecot.
+	TrustedProxies []netip.Prefix
+}
+
+// HTTP is the handler of an HTTP listener: the doors that speak HTTP, by path.
+type HTTP struct {
+	token   string
+	json    *jsonDoor
+	dovecot *dovecotDoor
+}
+
+// NewHTTP returns the handler.
+func NewHTTP(cfg HTTPConfig) *HTTP {
+	return &HTTP{token: cfg.Token, json: &jsonDoor{cfg.Decider, cfg.Faults}, dovecot: &dovecotDoor{cfg}}
+}
+
+// ServeHTTP implements http.Handler. (It is not a ServeMux: that redirects a path with two slashes, and a Dovecot that is
+// configured carelessly takes every answer it does not understand for consent.)
+func (h *HTTP) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	authorized := authorized(r, h.token)
+	switch path := "/" + strings.Trim(r.URL.Path, "/"); {
+	case path == "/v1/check":
+		h.json.serve(w, r, authorized)
+	case path == "/dovecot":
+		h.dovecot.serve(w, r, authorized)
+	case strings.Contains(r.URL.RawQuery, "command="): // a Dovecot whose URL is wrong
+		h.dovecot.serve(w, r, false)
+	default:
+		http.NotFound(w, r)
+	}
+}
+
+// authorized compares the bearer token of a request with the one it needs, in constant time.
+func authorized(r *http.Request, token string) bool {
+	if token == "" {
+		return true
+	}
+	scheme, given, _ := strings.Cut(r.Header.Get("Authorization"), " ")
+	want, have := sha256.Sum256([]byte(token)), sha256.Sum256([]byte(given))
+	return strings.EqualFold(scheme, "Bearer") && subtle.ConstantTimeCompare(want[:], have[:]) == 1
+}

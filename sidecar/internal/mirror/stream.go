@@ -1,0 +1,317 @@
+package mirror
+
+import (
+	"context"
+	"fmt"
+	"strconv"
+	"sync"
+	"time"
+
+	feedv1 "github.com/allowednets/allowednets/gen/allowednets/feed/v1"
+	"github.com/allowednets/allowednets/internal/allow"
+	"github.com/allowednets/allowednets/internal/revision"
+	"github.com/allowednets/allowednets/sidecar/internal/index"
+)
+
+const (
+	pingEvery  = 5 * time.Second
+	maxSilence = 3 * pingEvery
+	maxEntries = 4096 // of one Changes
+	maxPings   = 64   // that wait for their Pong, or whose Pong waits for its commit
+)
+
+// stream is one run of the feed. Everything in it belongs to the goroutine of follow.
+type stream struct {
+	m      *Mirror
+	ctx    context.Context //nolint:containedctx // a stream lives as long as its context
+	cancel context.CancelCauseFunc
+	call   feedv1.FeedService_SyncClient
+	hello  *feedv1.Hello
+
+	welcome *feedv1.Welcome // nil until it came
+	staged  *index.Builder  // entries since the last commit; nil if there are none
+	applied int64           // what this stream's store and our state have in common; 0 if nothing
+	commits int
+	inStep  time.Time // when the first commit was applied
+
+	nonce uint64
+	pings []ping // sent, oldest first
+	pongs []pong // that are ahead of applied
+}
+
+type ping struct {
+	nonce uint64
+	sent  time.Time
+}
+
+type pong struct {
+	sent     time.Time // the ping
+	revision int64
+}
+
+// follow opens a stream and applies what comes. It returns how the stream ended, an *ended, and for how long it was in step.
+func (m *Mirror) follow(ctx context.Context) (inStep time.Duration, err error) {
+	conn, err := m.cfg.Dial()
+	if err != nil {
+		return 0, &ended{cause: causeUnreachable, err: err}
+	}
+	defer func() { _ = conn.Close() }()
+	ctx, cancel := context.WithCancelCause(ctx)
+	var receiving sync.WaitGroup
+	defer receiving.Wait()
+	defer cancel(nil)
+	watchdog := time.AfterFunc(maxSilence, func() { cancel(errSilent) })
+	defer watchdog.Stop()
+
+	call, err := feedv1.NewFeedServiceClient(conn).Sync(ctx)
+	if err != nil {
+		return 0, endOf(ctx, err, false)
+	}
+	s := &stream{m: m, ctx: ctx, cancel: cancel, call: call, hello: m.hello()}
+	received, failed := make(chan *feedv1.SyncResponse), make(chan error, 1)
+	receiving.Go(func() {
+		for {
+			watchdog.Reset(maxSilence)
+			msg, err := call.Recv()
+			watchdog.Stop() // the time that applying takes is not the server's
+			if err != nil {
+				failed <- err
+				return
+			}
+			select {
+			case received <- msg:
+			case <-ctx.Done():
+				return
+			}
+		}
+	})
+
+	err = s.run(received, failed)
+	m.connected.Store(false)
+	if !s.inStep.IsZero() {
+		inStep = time.Since(s.inStep)
+	}
+	return inStep, err
+}
+
+func (m *Mirror) hello() *feedv1.Hello {
+	h := &feedv1.Hello{Id: m.cfg.ID, Version: m.cfg.Version}
+	if st := m.State(); st != nil {
+		h.Cluster, h.Epoch = st.cluster, st.token.Epoch
+		if !m.fromZero {
+			h.Revision = st.token.Revision
+		}
+	}
+	return h
+}
+
+func (s *stream) run(received <-chan *feedv1.SyncResponse, failed <-chan error) error {
+	if err := s.send(&feedv1.SyncRequest{Message: &feedv1.SyncRequest_Hello{Hello: s.hello}}); err != nil {
+		return err
+	}
+	ticker := time.NewTicker(pingEvery)
+	defer ticker.Stop()
+	// The first question goes out before the state comes in, so that the first commit is already of a known age.
+	if err := s.ping(); err != nil {
+		return err
+	}
+	for {
+		var err error
+		select {
+		case msg := <-received:
+			err = s.handle(msg)
+		case err = <-failed:
+			err = endOf(s.ctx, err, s.welcome != nil)
+		case <-ticker.C:
+			err = s.ping()
+		}
+		if err != nil {
+			return err
+		}
+	}
+}
+
+// send sends a message. A server that does not read for [maxSilence] is as good as silent.
+func (s *stream) send(msg *feedv1.SyncRequest) error {
+	timer := time.AfterFunc(maxSilence, func() { s.cancel(errSilent) })
+	defer timer.Stop()
+	if err := s.call.Send(msg); err != nil {
+		// The reason why a Send fails is what Recv returns, to the other goroutine; here it is only io.EOF.
+		return nil //nolint:nilerr // see above
+	}
+	return nil
+}
+
+func (s *stream) ping() error {
+	s.nonce++
+	s.pings = appendBounded(s.pings, ping{nonce: s.nonce, sent: time.Now()})
+	return s.send(&feedv1.SyncRequest{Message: &feedv1.SyncRequest_Ping{Ping: &feedv1.Ping{Nonce: s.nonce}}})
+}
+
+func (s *stream) handle(msg *feedv1.SyncResponse) error {
+	if drain := msg.GetDrain(); drain != nil {
+		return &ended{
+			cause: causeDrain, err: errDrain,
+			retryAfter: time.Duration(drain.GetRetryAfterMs()) * time.Millisecond,
+		}
+	}
+	if w := msg.GetWelcome(); w != nil && s.welcome == nil {
+		return s.onWelcome(w)
+	}
+	if s.welcome == nil {
+		return endedf(causeMessage, "%T before the Welcome", msg.GetMessage())
+	}
+	switch msg := msg.GetMessage().(type) {
+	case *feedv1.SyncResponse_Changes:
+		return s.onChanges(msg.Changes)
+	case *feedv1.SyncResponse_Pong:
+		return s.onPong(msg.Pong)
+	default:
+		return endedf(causeMessage, "unexpected %T", msg)
+	}
+}
+
+func (s *stream) onWelcome(w *feedv1.Welcome) error {
+	m, st := s.m, s.m.State()
+	if w.GetCluster() == 0 || w.GetEpoch() == 0 {
+		return endedf(causeWelcome, "the policy service does not say which store it serves")
+	}
+	same := false
+	if st != nil {
+		if w.GetCluster() != st.cluster && w.GetCluster() != m.cfg.AcceptCluster {
+			m.foreign.Store(true)
+			return endedf(causeForeign, "the policy service serves the store %x, but the state came from %x: if the store was replaced on purpose, restart with --accept-cluster=%x",
+				w.GetCluster(), st.cluster, w.GetCluster())
+		}
+		if w.GetCluster() == st.cluster && w.GetEpoch() < st.token.Epoch {
+			return endedf(causeEpoch, "the policy service serves epoch %d, but the state is of epoch %d", w.GetEpoch(), st.token.Epoch)
+		}
+		same = w.GetCluster() == st.cluster && w.GetEpoch() == st.token.Epoch
+	}
+	if !w.GetRestart() && (!same || s.hello.GetRevision() == 0) {
+		return endedf(causeWelcome, "the policy service wants to continue a state that the sidecar does not have")
+	}
+	s.welcome = w
+	if w.GetRestart() {
+		s.staged = m.writer.Rebuild()
+	} else {
+		s.applied = s.hello.GetRevision()
+	}
+	m.foreign.Store(false)
+	m.connected.Store(true)
+	m.cfg.Log.InfoContext(s.ctx, "feed stream opened", "cluster", strconv.FormatUint(w.GetCluster(), 16), "epoch", w.GetEpoch(),
+		"restart", w.GetRestart(), "from_revision", s.applied)
+	return nil
+}
+
+func (s *stream) onChanges(c *feedv1.Changes) error {
+	if len(c.GetEntries()) > maxEntries {
+		return endedf(causeEntry, "%d entries in one message; at most %d are expected", len(c.GetEntries()), maxEntries)
+	}
+	if s.staged == nil {
+		s.staged = s.m.writer.Edit()
+	}
+	for _, e := range c.GetEntries() {
+		if len(e.GetId()) != len(allow.ID{}) {
+			return endedf(causeEntry, "an id of %d octets", len(e.GetId()))
+		}
+		id := allow.ID(e.GetId())
+		if err := s.staged.Put(id, e.GetNets()); err != nil {
+			return endedf(causeEntry, "the nets of %x: %w", id, err)
+		}
+	}
+	s.m.metrics.entries.Add(float64(len(c.GetEntries())))
+	if c.GetCommit() == nil {
+		return nil
+	}
+	return s.onCommit(c.GetCommit())
+}
+
+func (s *stream) onCommit(c *feedv1.Commit) error {
+	m, old := s.m, s.m.State()
+	token := revision.Token{Epoch: s.welcome.GetEpoch(), Revision: c.GetRevision()}
+	continues := old != nil && old.cluster == s.welcome.GetCluster() && old.token.Epoch == token.Epoch
+	switch {
+	case token.Revision <= 0:
+		return endedf(causeCommit, "a commit with revision %d", token.Revision)
+	case len(c.GetDigest()) != len(allow.Digest{}):
+		return endedf(causeCommit, "a digest of %d octets", len(c.GetDigest()))
+	case continues && token.Revision < old.token.Revision:
+		return endedf(causeRevision, "revision %d, but %d was applied", token.Revision, old.token.Revision)
+	case s.commits > 0 && token.Revision == s.applied:
+		return endedf(causeCommit, "revision %d twice", token.Revision)
+	}
+	if digest := allow.Digest(c.GetDigest()); s.staged.Count() != c.GetCount() || s.staged.Digest() != digest {
+		m.fromZero = true
+		m.metrics.mismatches.Inc()
+		return endedf(causeMismatch, "revision %d should have %d mailboxes with digest %x, but what was sent adds up to %d with %x",
+			token.Revision, c.GetCount(), digest, s.staged.Count(), s.staged.Digest())
+	}
+	next := &State{Index: s.staged.Build(), Revision: token.String(), token: token, cluster: s.welcome.GetCluster()}
+	if continues {
+		next.Proven = old.Proven
+	}
+	s.staged, s.applied = nil, token.Revision
+	next.Proven = s.proven(next.Proven)
+	m.publish(next)
+	m.fromZero = false
+	m.metrics.commits.Inc()
+	if s.commits++; s.commits == 1 {
+		s.inStep = time.Now()
+		m.cfg.Log.InfoContext(s.ctx, "feed in step", "revision", next.Revision, "restricted_mailboxes", next.Index.Count())
+	}
+	return s.send(&feedv1.SyncRequest{Message: &feedv1.SyncRequest_Ack{Ack: &feedv1.Ack{Revision: token.Revision}}})
+}
+
+func (s *stream) onPong(p *feedv1.Pong) error {
+	i := 0
+	for i < len(s.pings) && s.pings[i].nonce != p.GetNonce() {
+		i++
+	}
+	if i == len(s.pings) || p.GetRevision() < 0 {
+		return endedf(causePong, "an answer to a question that was not asked: nonce %d, revision %d", p.GetNonce(), p.GetRevision())
+	}
+	s.pongs = appendBounded(s.pongs, pong{sent: s.pings[i].sent, revision: p.GetRevision()})
+	s.pings = append(s.pings[:i], s.pings[i+1:]...)
+	if s.applied == 0 {
+		return nil // nothing to compare with yet
+	}
+	st := s.m.State()
+	if proven := s.proven(st.Proven); proven.After(st.Proven) {
+		next := *st
+		next.Proven = proven
+		s.m.publish(&next)
+	}
+	return nil
+}
+
+// proven returns the newest time at which applied was the newest revision, not before since, and drops the answers it used.
+func (s *stream) proven(since time.Time) time.Time {
+	ahead := s.pongs[:0]
+	for _, p := range s.pongs {
+		switch {
+		case p.revision > s.applied:
+			ahead = append(ahead, p)
+		case p.sent.After(since):
+			since = p.sent
+		}
+	}
+	s.pongs = ahead
+	return since
+}
+
+func (m *Mirror) publish(st *State) {
+	if m.state.Swap(st) == nil {
+		close(m.synced)
+	}
+}
+
+// appendBounded appends to a list that forgets its oldest member rather than grow beyond [maxPings].
+func appendBounded[T any](list []T, v T) []T {
+	if len(list) == maxPings {
+		list = append(list[:0], list[1:]...)
+	}
+	return append(list, v)
+}
+
+var errDrain = fmt.Errorf("the policy service asked the sidecar to go elsewhere")

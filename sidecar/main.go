@@ -1,0 +1,232 @@
+// Command allowednets-sidecar decides, beside a mail server, which client may reach which mailbox.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"os/signal"
+	"runtime"
+	"runtime/debug"
+	"syscall"
+	"time"
+
+	"github.com/alecthomas/kong"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"golang.org/x/sync/errgroup"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	checkv1 "github.com/allowednets/allowednets/gen/allowednets/check/v1"
+	"github.com/allowednets/allowednets/internal/serve"
+	"github.com/allowednets/allowednets/sidecar/internal/check"
+	"github.com/allowednets/allowednets/sidecar/internal/mirror"
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	code := run(ctx, os.Args[1:], os.Stdout, os.Stderr)
+	stop()
+	os.Exit(code)
+}
+
+// run is the process. It returns the exit code: 0 after ctx ended, 1 if something broke, 2 if the command line cannot work.
+func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
+	var f flags
+	code := -1
+	parser, err := kong.New(&f,
+		kong.Name("allowednets-sidecar"),
+		kong.Description("Decides, beside a mail server, which client may reach which mailbox. Flags can also be given as ALLOWEDNETS_… in the environment."),
+		kong.Vars{"version": version(), "denial_text": check.DefaultDenialText},
+		kong.Writers(stdout, stderr),
+		kong.Exit(func(c int) { code = c }),
+	)
+	if err != nil {
+		panic(err) // the struct tags are wrong
+	}
+	_, err = parser.Parse(args)
+	if code >= 0 {
+		return code // --help or --version
+	}
+	var cfg config
+	if err == nil {
+		cfg, err = f.resolve()
+	}
+	if err != nil {
+		fmt.Fprintf(stderr, "allowednets-sidecar: %v\n", err)
+		return 2
+	}
+	log := cfg.Logger(stderr)
+	p, err := build(cfg, log)
+	if err != nil {
+		fmt.Fprintf(stderr, "allowednets-sidecar: %v\n", err)
+		return 1
+	}
+	if err := p.run(ctx); err != nil {
+		log.Error("the sidecar stops", "error", err)
+		return 1
+	}
+	log.Info("the sidecar stopped")
+	return 0
+}
+
+// process is a sidecar that is built but does not run.
+type process struct {
+	log        *slog.Logger
+	cfg        config
+	registry   *prometheus.Registry
+	mirror     *mirror.Mirror
+	door       *check.GRPC
+	grpc       *serve.GRPC
+	grpcLis    []net.Listener
+	http       *check.HTTP
+	httpLis    net.Listener
+	adminLis   net.Listener
+	unixSocket net.Listener
+}
+
+// build opens the listeners, then builds the rest. If it fails, what was opened is closed.
+func build(cfg config, log *slog.Logger) (_ *process, err error) {
+	p := &process{log: log, cfg: cfg, registry: prometheus.NewRegistry()}
+	defer func() {
+		if err != nil {
+			p.close()
+		}
+	}()
+	if err := p.listen(); err != nil {
+		return nil, err
+	}
+	creds, err := cfg.Credentials()
+	if err != nil {
+		return nil, err
+	}
+	p.registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	p.mirror, err = mirror.New(mirror.Config{
+		ID: cfg.ID, Version: version(), AcceptCluster: cfg.acceptCluster,
+		Dial: mirror.Dialer(cfg.PolicyAddress, creds), Log: log, Metrics: p.registry,
+	})
+	if err != nil {
+		return nil, err
+	}
+	decider, err := check.NewDecider(check.DeciderConfig{
+		State: p.mirror.State, Scope: cfg.scope, DefaultDomain: cfg.defaultDomain, DenyAfter: cfg.DenyAfter, Log: log, Metrics: p.registry,
+	})
+	if err != nil {
+		return nil, err
+	}
+	faults, err := check.NewFaults(log, p.registry)
+	if err != nil {
+		return nil, err
+	}
+	p.door = check.NewGRPC(decider, faults, p.status)
+	p.grpc, err = serve.NewGRPC(serve.GRPCConfig{
+		Credentials: insecure.NewCredentials(), // the listeners are a unix socket and loopback
+		Log:         log, Metrics: p.registry,
+		Workers: uint32(4 * runtime.GOMAXPROCS(0)), //nolint:gosec // a small number
+	}, func(r grpc.ServiceRegistrar) { checkv1.RegisterCheckServiceServer(r, p.door) })
+	if err != nil {
+		return nil, err
+	}
+	p.http = check.NewHTTP(check.HTTPConfig{
+		Decider: decider, Faults: faults, Log: log, Token: cfg.token, DenialText: cfg.DenialText, TrustedProxies: cfg.TrustedProxies,
+	})
+	return p, nil
+}
+
+func (p *process) listen() error {
+	var err error
+	if p.cfg.Socket != "" {
+		if p.unixSocket, err = listenUnix(p.cfg.Socket); err != nil {
+			return fmt.Errorf("--socket: %w", err)
+		}
+		p.grpcLis = append(p.grpcLis, p.unixSocket)
+	}
+	if p.cfg.GRPCListen != "" {
+		lis, err := net.Listen("tcp", p.cfg.GRPCListen)
+		if err != nil {
+			return fmt.Errorf("--grpc-listen: %w", err)
+		}
+		p.grpcLis = append(p.grpcLis, lis)
+	}
+	if p.cfg.HTTPListen != "" {
+		if p.httpLis, err = net.Listen("tcp", p.cfg.HTTPListen); err != nil {
+			return fmt.Errorf("--http-listen: %w", err)
+		}
+	}
+	if p.cfg.AdminListen != "" {
+		if p.adminLis, err = net.Listen("tcp", p.cfg.AdminListen); err != nil {
+			return fmt.Errorf("--admin-listen: %w", err)
+		}
+	}
+	return nil
+}
+
+func (p *process) close() {
+	for _, lis := range append(p.grpcLis, p.httpLis, p.adminLis) {
+		if lis != nil {
+			_ = lis.Close()
+		}
+	}
+}
+
+// run serves until ctx ends.
+func (p *process) run(ctx context.Context) error {
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error { return p.mirror.Run(ctx) })
+	group.Go(func() error {
+		select {
+		case <-p.mirror.Synced():
+			p.grpc.SetReady(true)
+		case <-ctx.Done():
+		}
+		return nil
+	})
+	group.Go(func() error { return p.grpc.Run(ctx, p.door.Drain, p.grpcLis...) })
+	if p.httpLis != nil {
+		group.Go(func() error { return serve.HTTP(ctx, p.httpLis, p.http, p.log) })
+	}
+	if p.adminLis != nil {
+		ready := func() error {
+			if ctx.Err() != nil {
+				return errors.New("stopping")
+			}
+			if p.mirror.State() == nil {
+				return check.ErrNotSynced
+			}
+			return nil
+		}
+		group.Go(func() error { return serve.HTTP(ctx, p.adminLis, serve.Admin(p.registry, ready), p.log) })
+	}
+	p.log.Info("the sidecar started", "version", version(), "id", p.cfg.ID, "policy_address", p.cfg.PolicyAddress)
+	return group.Wait()
+}
+
+// status answers GetStatus.
+func (p *process) status() *checkv1.GetStatusResponse {
+	st := p.mirror.State()
+	resp := &checkv1.GetStatusResponse{
+		Id: p.cfg.ID, Version: version(), Synced: st != nil, Connected: p.mirror.Connected(), ForeignStore: p.mirror.ForeignStore(),
+	}
+	if st != nil {
+		resp.Revision, resp.RestrictedMailboxes = st.Revision, st.Index.Count()
+	}
+	if age, ok := st.Age(time.Now()); ok {
+		resp.DataAge = durationpb.New(age)
+	}
+	return resp
+}
+
+// version is that of the build.
+func version() string {
+	info, ok := debug.ReadBuildInfo()
+	if !ok {
+		return "unknown"
+	}
+	return info.Main.Version
+}
