@@ -21,61 +21,61 @@ func special(cidr, name string) block {
 	return block{netip.MustParsePrefix(cidr), name, decisionv1.NetRefusal_NET_REFUSAL_SPECIAL}
 }
 
-// The blocks below are constants. Sources: the IANA IPv4 and IPv6 Special-Purpose Address Registries of 2025-10-09
-// (https://www.iana.org/assignments/iana-ipv4-special-registry, …/iana-ipv6-special-registry; RFC 6890), and for multicast,
-// the IPv4-compatible addresses and site-local addresses RFC 5771, RFC 4291 and RFC 3879. Some are globally reachable by
-// the registry and here all the same, because no client ever arrives from them. docs/semantics.md repeats the table; a test
-// compares the two.
-
-// refusedBlocks4 and refusedBlocks6 are in the order in which they are named to a person whose net overlaps several.
-var refusedBlocks4 = []block{
-	private("10.0.0.0/8", "private use"),
-	private("172.16.0.0/12", "private use"),
-	private("192.168.0.0/16", "private use"),
-	private("100.64.0.0/10", "shared address space of carriers"),
-	special("0.0.0.0/8", "this network"),
-	special("127.0.0.0/8", "loopback"),
-	special("169.254.0.0/16", "link-local"),
-	special("192.0.0.0/24", "IETF protocol assignments"),
-	special("192.0.2.0/24", "documentation"),
-	special("192.88.99.0/24", "former 6to4 relay anycast"),
-	special("198.18.0.0/15", "benchmarking"),
-	special("198.51.100.0/24", "documentation"),
-	special("203.0.113.0/24", "documentation"),
-	special("224.0.0.0/4", "multicast"),
-	special("240.0.0.0/4", "reserved"),
-}
-
-var refusedBlocks6 = []block{
-	private("fc00::/7", "unique local addresses"),
-	special("::/96", "unspecified, loopback and IPv4-compatible addresses"),
-	special("::ffff:0:0/96", "IPv4-mapped addresses"),
-	special("64:ff9b::/96", "IPv4/IPv6 translation"),
-	special("64:ff9b:1::/48", "local IPv4/IPv6 translation"),
-	special("100::/64", "discard-only"),
-	special("100:0:0:1::/64", "dummy prefix"),
-	special("2001::/23", "IETF protocol assignments"),
-	special("2001:db8::/32", "documentation"),
-	special("2002::/16", "6to4"),
-	special("3fff::/20", "documentation"),
-	special("5f00::/16", "segment routing"),
-	special("fe80::/10", "link-local"),
-	special("fec0::/10", "former site-local addresses"),
-	special("ff00::/8", "multicast"),
-}
-
-// reachableBlocks are the globally reachable blocks inside refused ones. They count as public.
-var reachableBlocks = []netip.Prefix{
-	netip.MustParsePrefix("192.0.0.9/32"),
-	netip.MustParsePrefix("192.0.0.10/32"),
-	netip.MustParsePrefix("2001:1::1/128"),
-	netip.MustParsePrefix("2001:1::2/128"),
-	netip.MustParsePrefix("2001:1::3/128"),
-	netip.MustParsePrefix("2001:3::/32"),
-	netip.MustParsePrefix("2001:4:112::/48"),
-	netip.MustParsePrefix("2001:20::/28"),
-	netip.MustParsePrefix("2001:30::/28"),
-}
+// Sources: the IANA IPv4 and IPv6 Special-Purpose Address Registries of 2025-10-09 (RFC 6890,
+// https://www.iana.org/assignments/iana-ipv4-special-registry and …/iana-ipv6-special-registry); for multicast, the
+// IPv4-compatible and the site-local addresses RFC 5771, RFC 4291 and RFC 3879. Some of these blocks are globally reachable
+// by the registry and refused all the same, because no client ever arrives from them. docs/semantics.md has the same table,
+// and a test compares the two.
+var (
+	// refusedBlocks4 and refusedBlocks6 are in the order in which they are named to someone whose net overlaps several.
+	refusedBlocks4 = []block{
+		private("10.0.0.0/8", "private use"),
+		private("172.16.0.0/12", "private use"),
+		private("192.168.0.0/16", "private use"),
+		private("100.64.0.0/10", "shared address space of carriers"),
+		special("0.0.0.0/8", "this network"),
+		special("127.0.0.0/8", "loopback"),
+		special("169.254.0.0/16", "link-local"),
+		special("192.0.0.0/24", "IETF protocol assignments"),
+		special("192.0.2.0/24", "documentation"),
+		special("192.88.99.0/24", "former 6to4 relay anycast"),
+		special("198.18.0.0/15", "benchmarking"),
+		special("198.51.100.0/24", "documentation"),
+		special("203.0.113.0/24", "documentation"),
+		special("224.0.0.0/4", "multicast"),
+		special("240.0.0.0/4", "reserved"),
+	}
+	refusedBlocks6 = []block{
+		private("fc00::/7", "unique local addresses"),
+		special("::/96", "unspecified, loopback and IPv4-compatible addresses"),
+		special("::ffff:0:0/96", "IPv4-mapped addresses"),
+		special("64:ff9b::/96", "IPv4/IPv6 translation"),
+		special("64:ff9b:1::/48", "local IPv4/IPv6 translation"),
+		special("100::/64", "discard-only"),
+		special("100:0:0:1::/64", "dummy prefix"),
+		special("2001::/23", "IETF protocol assignments"),
+		special("2001:db8::/32", "documentation"),
+		special("2002::/16", "6to4"),
+		special("3fff::/20", "documentation"),
+		special("5f00::/16", "segment routing"),
+		special("fe80::/10", "link-local"),
+		special("fec0::/10", "former site-local addresses"),
+		special("ff00::/8", "multicast"),
+	}
+	// reachableBlocks are the globally reachable blocks inside refused ones. They are accepted and count as public.
+	reachableBlocks = []netip.Prefix{
+		netip.MustParsePrefix("192.0.0.9/32"),
+		netip.MustParsePrefix("192.0.0.10/32"),
+		netip.MustParsePrefix("2001:1::1/128"),
+		netip.MustParsePrefix("2001:1::2/128"),
+		netip.MustParsePrefix("2001:1::3/128"),
+		netip.MustParsePrefix("2001:3::/32"),
+		netip.MustParsePrefix("2001:4:112::/48"),
+		netip.MustParsePrefix("2001:20::/28"),
+		netip.MustParsePrefix("2001:30::/28"),
+	}
+	mappedBlock = netip.MustParsePrefix("::ffff:0:0/96")
+)
 
 // refusedBlocks returns the refused blocks of the family of addr.
 func refusedBlocks(addr netip.Addr) []block {

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"unicode"
+	"unicode/utf8"
 
 	decisionv1 "github.com/allowednets/allowednets/gen/allowednets/decision/v1"
 )
@@ -141,7 +142,7 @@ func (r Rules) parse(entries []entry, more *entry) (List, error) {
 				Index:       e.index,
 				Text:        shown(e.text),
 				Refusal:     refused.reason,
-				Message:     quoted(e.text) + " " + refused.message + ".",
+				Message:     quoted(e.text) + " " + refused.fault + "; " + refused.remedy + ".",
 				Suggestions: refused.suggestions,
 				Block:       refused.block,
 			})
@@ -170,54 +171,45 @@ func (r Rules) parse(entries []entry, more *entry) (List, error) {
 // the zero width space and the byte order mark that come along with a paste.
 func ignorable(c rune) bool { return unicode.IsSpace(c) || unicode.Is(unicode.Cf, c) }
 
-// split cuts text at commas, semicolons and white space. It returns the first MaxNets pieces and the one behind.
+// split cuts text at commas, semicolons and white space. It returns the first MaxNets pieces, and the one behind them.
 func (r Rules) split(text string) (entries []entry, more *entry) {
 	type piece struct {
 		start, end int
-		joins      bool // nothing but blanks between it and the piece before
+		joined     bool // only blanks stand between it and the piece before
 	}
 	var pieces []piece
-	joins := false
-	for i := 0; i < len(text) && len(pieces) <= r.maxNets(); {
-		n := strings.IndexFunc(text[i:], separator)
-		if n < 0 {
-			n = len(text) - i
-		}
-		if t := strings.TrimFunc(text[i:i+n], ignorable); t != "" {
-			start := i + strings.Index(text[i:i+n], t)
-			pieces = append(pieces, piece{start, start + len(t), joins})
-			joins = true
-		}
-		i += n
-		for j, c := range text[i:] {
-			if !separator(c) {
-				i += j
-				break
-			}
-			if c == ',' || c == ';' || c == '\n' || c == '\r' {
-				joins = false
-			}
-			if i+j+len(string(c)) == len(text) {
-				i = len(text)
-				break
-			}
+	joined := false
+	add := func(start, end int) {
+		piece := piece{start, end, joined}
+		t := strings.TrimLeftFunc(text[start:end], ignorable)
+		piece.start = end - len(t)
+		t = strings.TrimRightFunc(t, ignorable)
+		piece.end = piece.start + len(t)
+		if t != "" && len(pieces) <= r.maxNets() {
+			pieces = append(pieces, piece)
+			joined = true
 		}
 	}
+	start := 0
+	for i, c := range text {
+		if separator(c) {
+			add(start, i)
+			start = i + utf8.RuneLen(c)
+			joined = joined && !strings.ContainsRune(",;\n\r", c)
+		}
+	}
+	add(start, len(text))
+
 	if n := r.maxNets(); len(pieces) > n {
 		more = &entry{n, text[pieces[n].start:pieces[n].end]}
 		pieces = pieces[:n]
 	}
 	for i := 0; i < len(pieces); {
-		// A range or a netmask written with blanks is named as a whole rather than as three puzzles.
+		// What blanks have torn apart is refused as the one thing it was, not as two or three puzzles.
 		n := 1
-		for k := min(3, len(pieces)-i); k > 1; k-- {
-			all := true
-			for _, p := range pieces[i+1 : i+k] {
-				all = all && p.joins
-			}
-			if all && r.spaced(text[pieces[i].start:pieces[i+k-1].end]) != nil {
+		for k := 2; k <= 3 && i+k <= len(pieces) && pieces[i+k-1].joined; k++ {
+			if r.spaced(text[pieces[i].start:pieces[i+k-1].end]) != nil {
 				n = k
-				break
 			}
 		}
 		entries = append(entries, entry{i, text[pieces[i].start:pieces[i+n-1].end]})

@@ -3,6 +3,7 @@ package allow
 import (
 	"crypto/sha256"
 	"strings"
+	"unicode/utf8"
 
 	"golang.org/x/net/idna"
 	"golang.org/x/text/secure/precis"
@@ -106,7 +107,6 @@ const (
 	domainLong    = "has a domain of more than 255 octets, or a part of it has more than 63; give the real domain"
 	domainChars   = "has a domain that no host can have; use letters, digits, hyphens, underscores and dots"
 	domainAddress = "has an address in place of a domain; give the mailbox's domain name"
-	nameUnstable  = "reads differently each time it is put into its canonical form; give the mailbox's real name"
 )
 
 // canonicalLocal returns the canonical local part, or what is wrong with s. It is [fullLocal] with a fast path for ASCII.
@@ -148,7 +148,7 @@ func fullLocal(s string) (canonical, problem string) {
 		return "", localLong
 	}
 	l, err := precis.UsernameCaseMapped.String(s)
-	if err != nil {
+	if err != nil || !utf8.ValidString(s) {
 		return "", localChars
 	}
 	// Only now: full-width forms map to the refused characters.
@@ -160,8 +160,9 @@ func fullLocal(s string) (canonical, problem string) {
 	if len(l) > maxLocal {
 		return "", localLong
 	}
+	// A canonical name must stay one. PRECIS does not promise that.
 	if again, err := precis.UsernameCaseMapped.String(l); err != nil || again != l {
-		return "", nameUnstable
+		return "", localChars
 	}
 	return l, ""
 }
@@ -213,7 +214,7 @@ func fullDomain(s string) (canonical, problem string) {
 		return "", domainAddress
 	}
 	d, err := lookupProfile.ToASCII(s)
-	if err != nil {
+	if err != nil || !utf8.ValidString(s) { // broken UTF-8 passes some versions of idna
 		return "", domainChars
 	}
 	d = strings.TrimSuffix(d, ".")
@@ -243,12 +244,16 @@ func fullDomain(s string) (canonical, problem string) {
 			return "", domainLong
 		}
 	}
+	// A canonical name must stay one. Of lℵl idna makes a label that it refuses itself, because ℵ is no right-to-left letter
+	// and what it maps to is.
 	if again, err := lookupProfile.ToASCII(d); err != nil || again != d {
-		return "", nameUnstable
+		return "", domainChars
 	}
 	return d, ""
 }
 
 // lookupProfile is [idna.Lookup] without its ban on everything but letters, digits and hyphens, because there are mail
 // domains with underscores.
+//
+//nolint:gochecknoglobals // a constant in all but syntax
 var lookupProfile = idna.New(idna.MapForLookup(), idna.BidiRule(), idna.StrictDomainName(false))

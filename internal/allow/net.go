@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"math/bits"
 	"net/netip"
+	"slices"
 	"strconv"
 	"strings"
 	"unicode"
@@ -18,144 +19,204 @@ const (
 	minBits6 = 16
 )
 
-// maxEntry bounds what the search for an entry's meaning is given: a range of two IPv6 addresses in their longest form.
+// maxEntry bounds, in octets, what is searched for a meaning. A range of IPv6 addresses in their longest form fits.
 const maxEntry = 128
 
-// maxRange is how many prefixes are suggested for a range.
+// maxRange is how many nets are suggested for a range.
 const maxRange = 32
 
-// refusal says why an entry is no net.
+// refusal says why an entry is no net. Behind the quoted entry, and with a full stop, "fault; remedy" is a sentence.
 type refusal struct {
 	reason      decisionv1.NetRefusal
-	message     string // behind the quoted entry, without the full stop
+	fault       string
+	remedy      string
 	suggestions []string
 	block       netip.Prefix
 }
 
 // parseNet reads an entry, which is not empty and has no white space around it.
+//
+// Of several faults the form comes before the content: an entry that is no address or network in CIDR notation, then bits
+// behind the prefix length, then the width, then the block it reaches into. A fault of the content is told along with one
+// of the form if nothing can be suggested because of it.
 func (r Rules) parseNet(s string) (netip.Prefix, *refusal) {
-	if addr, err := netip.ParseAddr(s); err == nil {
-		if addr.Zone() != "" {
-			return netip.Prefix{}, r.zone(s)
-		}
+	if addr, err := netip.ParseAddr(s); err == nil && addr.Zone() == "" {
 		addr = addr.Unmap()
-		return r.check(netip.PrefixFrom(addr, addr.BitLen()))
+		p := netip.PrefixFrom(addr, addr.BitLen())
+		refused := r.refuse(p)
+		if refused != nil && isMask(addr) {
+			refused = &refusal{
+				reason: decisionv1.NetRefusal_NET_REFUSAL_NETMASK,
+				fault:  "is a netmask",
+				remedy: "write its prefix length behind the address it belongs to, as in 8.8.8.0/24",
+			}
+		}
+		return p, refused
 	}
-	if p, err := netip.ParsePrefix(s); err == nil {
-		if !p.Addr().Is4In6() {
-			return r.check(p)
-		}
-		addr := p.Addr().Unmap()
-		if p.Bits() > 96 {
-			return r.check(netip.PrefixFrom(addr, p.Bits()-96))
-		}
-		refused := &refusal{
-			reason:  decisionv1.NetRefusal_NET_REFUSAL_SPECIAL,
-			message: "reaches into ::ffff:0:0/96, the IPv6 form of all IPv4 addresses; write the IPv4 network",
-			block:   netip.PrefixFrom(netip.AddrFrom16([16]byte{10: 0xff, 11: 0xff}), 96),
-		}
-		if p.Bits() <= 32 && strings.Contains(s, ".") {
-			refused.suggestions = r.suggest(netip.PrefixFrom(addr, p.Bits()).Masked().String())
-		}
-		return netip.Prefix{}, refused
+	p, err := netip.ParsePrefix(s)
+	if err != nil {
+		return p, r.explain(s)
 	}
-	if refused := r.explain(s); refused != nil {
-		return netip.Prefix{}, refused
+	if p.Addr().Is4In6() {
+		if p.Bits() <= mappedBlock.Bits() {
+			return p, r.mappedNet(s, p)
+		}
+		p = netip.PrefixFrom(p.Addr().Unmap(), p.Bits()-mappedBlock.Bits())
 	}
-	return netip.Prefix{}, syntax("is not an IP address or network; write it like 8.8.8.8, 8.8.8.0/24 or 2a00:1450::/32")
-}
-
-// check returns a parsed net if the rules accept it. Of two things that are wrong it names the one that has to change first.
-func (r Rules) check(p netip.Prefix) (netip.Prefix, *refusal) {
 	net := p.Masked()
-	refused := r.refuse(net)
-	if p == net {
-		return net, refused
+	if p != net {
+		return p, r.hostBits(p)
 	}
-	if refused == nil {
-		return netip.Prefix{}, &refusal{
-			reason:      decisionv1.NetRefusal_NET_REFUSAL_HOST_BITS_SET,
-			message:     fmt.Sprintf("names one address but has the length of a network; write %v for that address or %v for the whole network", p.Addr(), net),
-			suggestions: []string{p.Addr().String(), FormatNet(net)},
-		}
-	}
-	// The network behind the address is out of the question; the address may be what was meant.
-	if addr := netip.PrefixFrom(p.Addr(), p.Addr().BitLen()); r.refuse(addr) == nil {
-		return netip.Prefix{}, &refusal{
-			reason:      decisionv1.NetRefusal_NET_REFUSAL_HOST_BITS_SET,
-			message:     fmt.Sprintf("names one address but has the length of a network; write %v for that address, because %v as a network %s", p.Addr(), net, refused.message),
-			suggestions: []string{p.Addr().String()},
-			block:       refused.block,
-		}
-	}
-	return netip.Prefix{}, refused
+	return net, r.refuse(net)
 }
 
-// refuse returns why a masked net is refused, or nil.
+// refuse returns why a net in CIDR notation, masked and not IPv4-mapped, is refused, or nil.
 func (r Rules) refuse(p netip.Prefix) *refusal {
 	b, overlap := refusedOverlap(p, r.Permit)
-	widest := minBits6
-	if p.Addr().Is4() {
-		widest = minBits4
-	}
+	widest := widestBits(p.Addr())
 	switch {
 	case p.Bits() < widest && overlap:
 		return &refusal{
-			reason:  decisionv1.NetRefusal_NET_REFUSAL_TOO_BROAD,
-			message: fmt.Sprintf("is too broad and contains %v (%s); list networks of /%d and longer without it", b.net, b.name, widest),
-			block:   b.net,
+			reason: decisionv1.NetRefusal_NET_REFUSAL_TOO_BROAD,
+			fault:  fmt.Sprintf("is broader than /%d and contains %v (%s)", widest, b.net, b.name),
+			remedy: "list smaller networks without that block",
+			block:  b.net,
 		}
 	case p.Bits() < widest:
 		return &refusal{
-			reason:  decisionv1.NetRefusal_NET_REFUSAL_TOO_BROAD,
-			message: fmt.Sprintf("is too broad; list networks of /%d and longer", widest),
+			reason: decisionv1.NetRefusal_NET_REFUSAL_TOO_BROAD,
+			fault:  fmt.Sprintf("is broader than /%d", widest),
+			remedy: "list smaller networks",
 		}
 	case overlap && p.Bits() < b.net.Bits():
 		return &refusal{
-			reason:  b.refuse,
-			message: fmt.Sprintf("contains %v (%s), where no client comes from; list smaller networks without it", b.net, b.name),
-			block:   b.net,
+			reason: b.refuse,
+			fault:  fmt.Sprintf("contains %v (%s), where no client comes from", b.net, b.name),
+			remedy: "list smaller networks without that block",
+			block:  b.net,
 		}
 	case overlap:
 		return &refusal{
-			reason:  b.refuse,
-			message: fmt.Sprintf("lies in %v (%s), where no client comes from; list the public address that the Internet sees", b.net, b.name),
-			block:   b.net,
+			reason: b.refuse,
+			fault:  fmt.Sprintf("lies in %v (%s), where no client comes from", b.net, b.name),
+			remedy: "list the public address that the Internet sees",
+			block:  b.net,
 		}
 	}
 	return nil
 }
 
-// suggest returns those of the texts that the rules accept, in canonical form.
+func widestBits(addr netip.Addr) int {
+	if addr.Is4() {
+		return minBits4
+	}
+	return minBits6
+}
+
+// hostBits refuses a net with bits set behind its prefix length.
+func (r Rules) hostBits(p netip.Prefix) *refusal {
+	addr, net := p.Addr().String(), p.Masked()
+	refused := &refusal{
+		reason:      decisionv1.NetRefusal_NET_REFUSAL_HOST_BITS_SET,
+		fault:       fmt.Sprintf("is an address inside the network %v", net),
+		remedy:      fmt.Sprintf("write %s for the address alone or %v for the whole network", addr, net),
+		suggestions: r.suggest(addr, net.String()),
+	}
+	switch bad := r.refuse(net); {
+	case bad == nil:
+	case refused.suggestions != nil: // of the address
+		refused.remedy = fmt.Sprintf("write %s for the address alone, because the network %s", addr, bad.fault)
+		refused.block = bad.block
+	default:
+		refused.add(bad)
+	}
+	return refused
+}
+
+// mappedNet refuses a network of IPv4-mapped addresses that is not one of IPv4 addresses.
+func (r Rules) mappedNet(s string, p netip.Prefix) *refusal {
+	refused := &refusal{
+		reason: decisionv1.NetRefusal_NET_REFUSAL_SPECIAL,
+		fault:  fmt.Sprintf("reaches over %v, the IPv6 form of all IPv4 addresses", mappedBlock),
+		remedy: "write the IPv4 network instead",
+		block:  mappedBlock,
+	}
+	if v4 := p.Addr().Unmap(); p.Bits() <= v4.BitLen() && strings.Contains(s, ".") {
+		refused.suggestions = r.suggest(netip.PrefixFrom(v4, p.Bits()).String())
+	}
+	return refused
+}
+
+// suggest returns, in canonical form and without repetition, what the rules accept of the texts or suggest for them.
 func (r Rules) suggest(texts ...string) []string {
 	var accepted []string
 	for _, t := range texts {
-		if p, refused := r.parseNet(t); refused == nil {
-			accepted = append(accepted, FormatNet(p))
+		p, refused := r.parseNet(t)
+		more := []string{FormatNet(p)}
+		if refused != nil {
+			more = refused.suggestions
+		}
+		for _, m := range more {
+			if !slices.Contains(accepted, m) {
+				accepted = append(accepted, m)
+			}
 		}
 	}
 	return accepted
 }
 
-func syntax(message string, suggestions ...string) *refusal {
-	return &refusal{reason: decisionv1.NetRefusal_NET_REFUSAL_SYNTAX, message: message, suggestions: suggestions}
+// fix refuses an entry for its form. The texts are what may have been meant.
+func (r Rules) fix(reason decisionv1.NetRefusal, fault, remedy string, texts ...string) *refusal {
+	refused := &refusal{reason: reason, fault: fault, remedy: remedy, suggestions: r.suggest(texts...)}
+	if refused.suggestions == nil && len(texts) > 0 {
+		if _, bad := r.parseNet(texts[0]); bad != nil && ofContent(bad) {
+			refused.add(bad)
+		}
+	}
+	return refused
 }
 
-// explain says what an entry that is no net looks like, or nil if it looks like nothing in particular.
+func (r Rules) syntax(fault, remedy string, texts ...string) *refusal {
+	return r.fix(decisionv1.NetRefusal_NET_REFUSAL_SYNTAX, fault, remedy, texts...)
+}
+
+// add tells a fault of the content along with one of the form.
+func (f *refusal) add(content *refusal) {
+	f.fault += " and " + content.fault
+	f.remedy = content.remedy
+	f.block = content.block
+}
+
+// ofContent reports whether a refused entry is at least an address or network.
+func ofContent(refused *refusal) bool {
+	switch refused.reason {
+	case decisionv1.NetRefusal_NET_REFUSAL_PRIVATE,
+		decisionv1.NetRefusal_NET_REFUSAL_SPECIAL,
+		decisionv1.NetRefusal_NET_REFUSAL_TOO_BROAD,
+		decisionv1.NetRefusal_NET_REFUSAL_HOST_BITS_SET:
+		return true
+	default:
+		return false
+	}
+}
+
+// explain says what an entry is that netip can make nothing of.
 func (r Rules) explain(s string) *refusal {
 	if len(s) > maxEntry {
-		return syntax("is too long for an address or network; separate entries by commas")
+		return r.syntax("is too long for an address or network", "separate entries by commas")
 	}
 	for _, look := range []func(Rules, string) *refusal{
 		Rules.invisible, Rules.spaced, Rules.url, Rules.bracketed, Rules.zone, Rules.wildcard, Rules.rangeOf,
-		Rules.slash, Rules.port, Rules.dotted, hostname, Rules.wrapped,
+		Rules.slash, Rules.port, Rules.dotted, Rules.hostname, Rules.wrapped,
 	} {
 		if refused := look(r, s); refused != nil {
 			return refused
 		}
 	}
-	return nil
+	return r.syntax("is not an IP address or network", "write it like 8.8.8.8, 8.8.8.0/24 or 2a00:1450::/32")
 }
+
+// Each of the methods below recognises one way of writing what a list does not take, or returns nil.
 
 // invisible finds characters inside an entry that nobody can see.
 func (r Rules) invisible(s string) *refusal {
@@ -171,178 +232,157 @@ func (r Rules) invisible(s string) *refusal {
 		}
 		return c
 	}, s)
-	return syntax(fmt.Sprintf("has an invisible or broken character (%U) in it; type the entry again", c), r.suggest(clean)...)
+	return r.syntax(fmt.Sprintf("has an invisible or broken character (%U) in it", c), "type it again without", clean)
 }
 
-// spaced finds what white space has torn apart: 8.8.8.0 255.255.255.0, 8.8.8.0 /24, 8.8.8.1 - 8.8.8.9.
+// spaced finds one thing with white space in it: 8.8.8.0 255.255.255.0, 8.8.8.0 /24, 8.8.8.1 - 8.8.8.9.
 func (r Rules) spaced(s string) *refusal {
 	fields := strings.FieldsFunc(s, ignorable)
-	if len(fields) < 2 {
+	if len(fields) < 2 || len(s) > maxEntry {
 		return nil
 	}
-	first, err := netip.ParseAddr(strings.TrimRight(fields[0], "/"+dashes))
-	if err != nil || first.Zone() != "" {
+	if _, _, err := ends(strings.TrimRight(fields[0], "/"+dashes)); err != nil {
 		return nil
 	}
-	if len(fields) == 2 {
-		if mask, err := netip.ParseAddr(fields[1]); err == nil && mask.Is4() && first.Is4() && fields[0] == first.String() {
-			if n, ok := maskBits(mask); ok && n > 0 {
-				return r.netmask(first, n)
-			}
+	if addr, err := netip.ParseAddr(fields[0]); err == nil && addr.Is4() && len(fields) == 2 {
+		mask, err := netip.ParseAddr(fields[1])
+		if n, ok := maskBits(mask); err == nil && mask.Is4() && ok && n > 0 {
+			return r.netmask(addr, n)
 		}
 	}
 	joined := fields[0]
 	for _, f := range fields[1:] {
-		if !strings.ContainsAny(joined[len(joined)-1:], "/") && !strings.HasPrefix(f, "/") && !endsInDash(joined) && !startsWithDash(f) {
+		if strings.TrimRight(joined, "/"+dashes) == joined && strings.TrimLeft(f, "/"+dashes) == f {
 			return nil
 		}
 		joined += f
 	}
 	p, refused := r.parseNet(joined)
-	if refused == nil {
-		return syntax("has white space inside; write it without", FormatNet(p))
+	switch {
+	case refused == nil:
+		return r.syntax("has white space inside", "write it without", FormatNet(p))
+	case ofContent(refused) || refused.suggestions != nil || refused.reason == decisionv1.NetRefusal_NET_REFUSAL_RANGE:
+		return refused
 	}
-	if refused.reason == decisionv1.NetRefusal_NET_REFUSAL_SYNTAX && refused.suggestions == nil {
-		return nil
-	}
-	return refused
+	return nil
 }
 
 // url finds https://8.8.8.8/ and https://example.com/.
 func (r Rules) url(s string) *refusal {
 	_, rest, ok := strings.Cut(s, "://")
-	if !ok {
-		return nil
-	}
 	host, _, _ := strings.Cut(rest, "/")
-	if host == "" {
+	if !ok || host == "" {
 		return nil
 	}
-	p, refused := r.parseNet(host)
-	if refused == nil {
-		return syntax("is a web address; write the IP address alone", FormatNet(p))
+	if _, refused := r.parseNet(host); refused != nil && !ofContent(refused) {
+		return refused
 	}
-	return refused
+	return r.syntax("is a web address", "write the IP address alone", host)
 }
 
 // bracketed finds [2a00:1450::1], [2a00:1450::1]:443 and [2a00:1450::]/32.
 func (r Rules) bracketed(s string) *refusal {
-	if !strings.HasPrefix(s, "[") {
-		return nil
-	}
-	inner, rest, ok := strings.Cut(s[1:], "]")
-	addr, err := netip.ParseAddr(inner)
+	inside, rest, ok := strings.Cut(strings.TrimPrefix(s, "["), "]")
+	addr, err := netip.ParseAddr(inside)
 	switch {
-	case !ok || err != nil:
+	case !ok || err != nil || inside == s:
 		return nil
 	case addr.Zone() != "":
-		return r.zone(inner)
+		return r.zone(inside)
 	case strings.HasPrefix(rest, ":") && digits(rest[1:]):
-		return r.withPort(inner)
+		return r.withPort(inside)
 	case rest == "" || strings.HasPrefix(rest, "/"):
-		return syntax("has brackets around the address; write it without", r.suggest(inner+rest)...)
+		return r.syntax("has brackets around the address", "write it without", inside+rest)
 	}
 	return nil
 }
 
 // zone finds fe80::1%eth0.
 func (r Rules) zone(s string) *refusal {
-	base, zone, ok := strings.Cut(s, "%")
-	if _, err := netip.ParseAddr(base); !ok || err != nil {
+	addr, zone, ok := strings.Cut(s, "%")
+	if _, err := netip.ParseAddr(addr); !ok || err != nil {
 		return nil
 	}
-	if _, n, ok := strings.Cut(zone, "/"); ok {
-		base += "/" + n
+	if _, length, ok := strings.Cut(zone, "/"); ok {
+		addr += "/" + length
 	}
-	return &refusal{
-		reason:      decisionv1.NetRefusal_NET_REFUSAL_ZONE,
-		message:     "has a zone behind the %, which means something on one machine only; write the address without it",
-		suggestions: r.suggest(base),
-	}
+	return r.fix(decisionv1.NetRefusal_NET_REFUSAL_ZONE,
+		"has a zone behind the %, which has a meaning on one machine only", "write the address without it", addr)
 }
 
 // wildcard finds 8.8.8.*, 8.8.x.x, 8.8.* and 2a00:1450:*.
 func (r Rules) wildcard(s string) *refusal {
 	s, _, _ = strings.Cut(s, "/")
-	refused := &refusal{
-		reason:  decisionv1.NetRefusal_NET_REFUSAL_WILDCARD,
-		message: "has wildcards; write the network with its prefix length",
-	}
-	sep, unit, max := ".", 8, 4
-	if strings.Contains(s, ":") {
-		sep, unit, max = ":", 16, 8
-	}
-	parts := strings.Split(s, sep)
-	wild := func(p string) bool {
-		return p != "" && strings.Trim(p, "*?") == "" || unit == 8 && p != "" && strings.Trim(p, "xX") == ""
-	}
-	fixed := 0
-	for fixed < len(parts) && !wild(parts[fixed]) {
-		fixed++
-	}
-	found := false
-	for i, p := range parts {
-		switch {
-		case wild(p):
-			found = true
-		case strings.ContainsAny(p, "*?"):
-			found, fixed = true, 0
-		case !number(p, unit):
-			return nil
-		case i > fixed:
-			fixed = 0
-		}
-	}
-	if !found {
+	if !strings.ContainsAny(s, "*?xX") {
 		return nil
 	}
-	if fixed > 0 && fixed < max && len(parts) <= max && (len(parts) == max || strings.HasSuffix(s, "*")) {
-		base := strings.Join(parts[:fixed], sep)
-		if unit == 8 {
-			base += strings.Repeat(".0", max-fixed)
-		} else {
-			base += "::"
-		}
-		refused.suggestions = r.suggest(base + "/" + strconv.Itoa(fixed*unit))
+	sep, unit, most, wild := ".", 8, 4, "*?xX"
+	if strings.Contains(s, ":") {
+		sep, unit, most, wild = ":", 16, 8, "*?"
 	}
-	return refused
+	parts := strings.Split(s, sep)
+	fixed := len(parts) // how many parts lead up to the first wildcard
+	tail := true        // everything behind it is a wildcard too
+	for i, p := range parts {
+		switch {
+		case p != "" && strings.Trim(p, wild) == "":
+			fixed = min(fixed, i)
+		case strings.ContainsAny(p, "*?"):
+			fixed, tail = min(fixed, i), false
+		case p != "" && !number(p, unit):
+			return nil
+		default:
+			tail = tail && i < fixed && p != ""
+		}
+	}
+	if fixed == len(parts) || len(parts) == 1 && strings.Trim(s, "xX") == "" {
+		return nil
+	}
+	const remedy = "write the network with its prefix length, as in 8.8.8.0/24"
+	if !tail || fixed == 0 || len(parts) > most || len(parts) < most && parts[len(parts)-1] != "*" {
+		return r.fix(decisionv1.NetRefusal_NET_REFUSAL_WILDCARD, "has wildcards", remedy)
+	}
+	net := strings.Join(parts[:fixed], sep)
+	if unit == 8 {
+		net += strings.Repeat(".0", most-fixed)
+	} else {
+		net += "::"
+	}
+	return r.fix(decisionv1.NetRefusal_NET_REFUSAL_WILDCARD, "has wildcards", remedy, net+"/"+strconv.Itoa(fixed*unit))
 }
 
-// number reports whether s can be a part of an IPv4 (unit 8) or IPv6 address (unit 16).
-func number(s string, unit int) bool {
+// number reports whether s can be a part of an IPv4 (8 bits) or IPv6 address (16 bits).
+func number(s string, bits int) bool {
 	base := 10
-	if unit == 16 {
+	if bits == 16 {
 		base = 16
 	}
-	_, err := strconv.ParseUint(s, base, unit)
+	_, err := strconv.ParseUint(s, base, bits)
 	return err == nil
 }
 
 func digits(s string) bool { return s != "" && strings.Trim(s, "0123456789") == "" }
 
-// dashes are the characters that people, and the programs that improve their typing, put between the ends of a range.
+// dashes are what people, and the programs that improve their typing, put between the ends of a range.
 const dashes = "-\u2010\u2011\u2012\u2013\u2014\u2015\u2212~"
 
-func startsWithDash(s string) bool { return strings.TrimLeft(s, dashes) != s }
-func endsInDash(s string) bool     { return strings.TrimRight(s, dashes) != s }
-
-// rangeOf finds 8.8.8.1-8.8.8.9 and 8.8.8.1-9.
+// rangeOf finds 8.8.8.1-8.8.8.9, 8.8.8.1-9 and 8.8.1-3.0.
 func (r Rules) rangeOf(s string) *refusal {
 	i := strings.IndexAny(s, dashes)
 	if i < 0 {
 		return nil
 	}
-	_, size := utf8.DecodeRuneInString(s[i:])
-	left, right := s[:i], s[i+size:]
-	refused := &refusal{
-		reason:  decisionv1.NetRefusal_NET_REFUSAL_RANGE,
-		message: "is a range; write networks with a prefix length",
+	_, dash := utf8.DecodeRuneInString(s[i:])
+	left, right := s[:i], s[i+dash:]
+	if left == "" || right == "" {
+		return nil
 	}
+	const remedy = "write networks with a prefix length, as in 8.8.8.0/24"
+	unclear := r.fix(decisionv1.NetRefusal_NET_REFUSAL_RANGE, "is a range", remedy)
 	first, _, err := ends(left)
-	if err != nil || right == "" {
-		// Ranges in the middle: 8.8.1-3.0.
-		if strings.Count(s, ".") >= 3 && strings.Trim(s, "0123456789./"+dashes) == "" && left != "" && right != "" {
-			return refused
+	if err != nil {
+		if strings.Count(s, ".") >= 3 && !strings.Contains(left, "/") && strings.Trim(s, "0123456789./"+dashes) == "" {
+			return unclear
 		}
 		return nil
 	}
@@ -351,63 +391,58 @@ func (r Rules) rangeOf(s string) *refusal {
 		if strings.Trim(right, "0123456789abcdefABCDEF.:/") != "" {
 			return nil
 		}
-		if _, last, err = ends(shortEnd(first, right)); err != nil {
-			return refused
-		}
+		_, last, err = ends(shortEnd(left, right))
 	}
-	if first.Is4() != last.Is4() {
-		return refused
+	if err != nil || first.Is4() != last.Is4() {
+		return unclear
 	}
 	if last.Less(first) {
-		refused.message = "is a range that ends before it begins; write networks with a prefix length"
-		return refused
+		return r.fix(decisionv1.NetRefusal_NET_REFUSAL_RANGE, "is a range that ends before it begins", remedy)
 	}
 	nets := cover(first, last, maxRange)
 	if nets == nil {
-		refused.message = fmt.Sprintf("is a range that takes more than %d networks; write networks with a prefix length", maxRange)
-		return refused
+		return r.fix(decisionv1.NetRefusal_NET_REFUSAL_RANGE,
+			fmt.Sprintf("is a range that takes more than %d networks", maxRange), remedy)
 	}
-	for _, p := range nets {
+	texts := make([]string, len(nets))
+	for i, p := range nets {
 		if bad := r.refuse(p); bad != nil {
-			refused.message = fmt.Sprintf("is a range, and %v in it %s", p, bad.message)
-			refused.block = bad.block
-			refused.suggestions = nil
-			return refused
+			bad.fault = FormatNet(p) + " in it " + bad.fault
+			unclear.add(bad)
+			return unclear
 		}
-		refused.suggestions = append(refused.suggestions, FormatNet(p))
+		texts[i] = FormatNet(p)
 	}
-	return refused
+	return r.fix(decisionv1.NetRefusal_NET_REFUSAL_RANGE, "is a range", remedy, texts...)
 }
 
-// ends returns the first and last address of an address or prefix.
+// ends returns the first and the last address of an address or network.
 func ends(s string) (first, last netip.Addr, err error) {
-	if addr, err := netip.ParseAddr(s); err == nil {
-		if addr.Zone() != "" {
-			return first, last, strconv.ErrSyntax
-		}
+	addr, err := netip.ParseAddr(s)
+	if err == nil && addr.Zone() == "" {
 		return addr.Unmap(), addr.Unmap(), nil
 	}
 	p, err := netip.ParsePrefix(s)
 	if err != nil || p.Addr().Is4In6() {
-		return first, last, strconv.ErrSyntax
+		return netip.Addr{}, netip.Addr{}, strconv.ErrSyntax
 	}
-	return p.Masked().Addr(), lastAddr(p.Masked()), nil
+	return p.Masked().Addr(), lastAddr(p), nil
 }
 
 // shortEnd completes the end of a range, such as the 9 of 8.8.8.1-9, from its beginning.
-func shortEnd(first netip.Addr, end string) string {
-	if first.Is4() {
-		parts := strings.Split(first.String(), ".")
-		if n := 4 - strings.Count(end, ".") - 1; n > 0 {
-			return strings.Join(parts[:n], ".") + "." + end
-		}
+func shortEnd(first, end string) string {
+	sep, n := ".", strings.Count(end, ".")+1
+	if strings.Contains(first, ":") {
+		sep, n = ":", 1
+	}
+	parts := strings.Split(first, sep)
+	if n >= len(parts) || strings.Contains(first, "/") {
 		return end
 	}
-	text := first.StringExpanded()
-	return text[:strings.LastIndexByte(text, ':')+1] + end
+	return strings.Join(parts[:len(parts)-n], sep) + sep + end
 }
 
-// cover returns the fewest prefixes that hold exactly the addresses from first to last, or nil if they are more than limit.
+// cover returns the fewest nets that hold exactly the addresses from first to last, or nil if they are more than limit.
 func cover(first, last netip.Addr, limit int) []netip.Prefix {
 	var nets []netip.Prefix
 	for len(nets) < limit {
@@ -420,16 +455,15 @@ func cover(first, last netip.Addr, limit int) []netip.Prefix {
 			p = wider
 		}
 		nets = append(nets, p)
-		end := lastAddr(p)
-		if end == last {
+		if lastAddr(p) == last {
 			return nets
 		}
-		first = end.Next()
+		first = lastAddr(p).Next()
 	}
 	return nil
 }
 
-// slash finds what is wrong on either side of the slash.
+// slash finds what is wrong on either side of a slash.
 func (r Rules) slash(s string) *refusal {
 	left, right, ok := strings.Cut(s, "/")
 	if !ok {
@@ -437,99 +471,92 @@ func (r Rules) slash(s string) *refusal {
 	}
 	addr, err := netip.ParseAddr(left)
 	if err != nil {
-		if refused := r.dotted(left); refused != nil {
-			if digits(right) && refused.reason == decisionv1.NetRefusal_NET_REFUSAL_SYNTAX {
-				refused.suggestions = r.suggest(undotted(left) + "/" + right)
-			}
-			return refused
-		}
-		if refused := r.port(left); refused != nil {
-			refused.suggestions = r.suggest(left[:strings.LastIndexByte(left, ':')] + "/" + right)
-			return refused
-		}
-		return nil
+		return r.slashed(left, right)
 	}
-	length, port, hasPort := strings.Cut(right, ":")
+	length, port, _ := strings.Cut(right, ":")
 	switch {
 	case right == "":
-		return syntax("has no prefix length behind the slash; write the address alone or add the length", r.suggest(left)...)
-	case hasPort && digits(length) && digits(port):
+		return r.syntax("has nothing behind the slash", "add the prefix length or write the address alone", left)
+	case digits(length) && digits(port):
 		return r.withPort(left + "/" + length)
 	}
 	if mask, err := netip.ParseAddr(right); err == nil && mask.Is4() == addr.Is4() {
-		n, ok := maskBits(mask)
-		if !ok {
-			return &refusal{
-				reason:  decisionv1.NetRefusal_NET_REFUSAL_NETMASK,
-				message: "has a netmask with gaps; write the network with its prefix length",
-			}
+		if n, ok := maskBits(mask); ok {
+			return r.netmask(addr, n)
 		}
-		return r.netmask(addr, n)
+		return r.fix(decisionv1.NetRefusal_NET_REFUSAL_NETMASK,
+			"has a netmask with gaps", "write networks with a prefix length, as in 8.8.8.0/24")
 	}
-	if n, err := strconv.ParseUint(right, 10, 8); err == nil && digits(right) && int(n) <= addr.BitLen() {
-		return syntax("has a prefix length with leading zeros; write it without", r.suggest(left+"/"+strconv.FormatUint(n, 10))...)
+	if n, err := strconv.ParseUint(right, 10, 8); err == nil && int(n) <= addr.BitLen() {
+		return r.syntax("has a prefix length with leading zeros", "write it without", fmt.Sprintf("%s/%d", left, n))
 	}
-	widest := minBits6
-	if addr.Is4() {
-		widest = minBits4
+	return r.syntax("has no prefix length behind the slash",
+		fmt.Sprintf("write a number from %d to %d there", widestBits(addr), addr.BitLen()))
+}
+
+// slashed finds what stands before a slash instead of an address: 8.8.8/24, 008.8.8.0/24, 8.8.8.0:443/24.
+func (r Rules) slashed(left, right string) *refusal {
+	if refused := r.dotted(left); refused != nil {
+		if !digits(right) {
+			return refused
+		}
+		return r.syntax(refused.fault, refused.remedy, plain(left)+"/"+right)
 	}
-	return syntax(fmt.Sprintf("has no valid prefix length; write a number from %d to %d behind the slash", widest, addr.BitLen()))
+	if i := strings.LastIndexByte(left, ':'); r.port(left) != nil {
+		return r.withPort(left[:i] + "/" + right)
+	}
+	return nil
 }
 
 // netmask refuses an address with a netmask of n bits.
 func (r Rules) netmask(addr netip.Addr, n int) *refusal {
-	p := netip.PrefixFrom(addr, n)
-	texts := []string{p.Masked().String()}
-	if p != p.Masked() {
-		texts = []string{addr.String(), p.Masked().String()}
-	}
-	return &refusal{
-		reason:      decisionv1.NetRefusal_NET_REFUSAL_NETMASK,
-		message:     fmt.Sprintf("has a netmask; write the prefix length /%d instead", n),
-		suggestions: r.suggest(texts...),
-	}
+	return r.fix(decisionv1.NetRefusal_NET_REFUSAL_NETMASK,
+		"has a netmask", fmt.Sprintf("write the prefix length /%d in its place", n), fmt.Sprintf("%v/%d", addr, n))
+}
+
+// isMask reports whether an address is the netmask of an IPv4 /8 to /31. As an address it would be reserved.
+func isMask(addr netip.Addr) bool {
+	n, ok := maskBits(addr)
+	return ok && addr.Is4() && addr.As4()[0] == 0xff && n < 32
 }
 
 // maskBits returns the prefix length of a netmask or, as routers have it, of its inverse.
 func maskBits(mask netip.Addr) (n int, ok bool) {
-	ones, zeros := 0, 0
-	b := mask.AsSlice()
-	for _, x := range b {
-		ones += bits.LeadingZeros8(^x)
-		if x != 0xff {
-			break
+	m := mask.AsSlice()
+	if len(m) > 0 && m[0] < 0x80 && !mask.IsUnspecified() {
+		for i := range m {
+			m[i] = ^m[i]
 		}
 	}
-	for _, x := range b {
-		zeros += bits.LeadingZeros8(x)
-		if x != 0 {
-			break
+	for i, b := range m {
+		ones := bits.LeadingZeros8(^b)
+		if b<<ones != 0 || n < 8*i && b != 0 {
+			return 0, false
 		}
+		n += ones
 	}
-	if p := netip.PrefixFrom(mask, ones); p == p.Masked() {
-		return ones, true
-	}
-	return zeros, zeros > 0 && lastAddr(netip.PrefixFrom(mask, zeros)) == mask
+	return n, len(m) > 0
 }
 
-// port finds 8.8.8.8:443.
+// port finds 8.8.8.8:443, 8.8.8.8:imaps and 2a00:1450:1:2:3:4:5:6:443.
 func (r Rules) port(s string) *refusal {
 	i := strings.LastIndexByte(s, ':')
-	if i < 0 || !digits(s[i+1:]) {
+	if i < 0 {
 		return nil
 	}
-	if addr, err := netip.ParseAddr(s[:i]); err != nil || addr.Zone() != "" {
+	addr, err := netip.ParseAddr(s[:i])
+	if err != nil || addr.Zone() != "" {
 		return nil
 	}
-	return r.withPort(s[:i])
+	word := strings.IndexFunc(s[i+1:], func(c rune) bool { return !unicode.IsLetter(c) && !unicode.IsDigit(c) }) < 0
+	if digits(s[i+1:]) || addr.Is4() && word && i+1 < len(s) {
+		return r.withPort(s[:i])
+	}
+	return nil
 }
 
 func (r Rules) withPort(rest string) *refusal {
-	return &refusal{
-		reason:      decisionv1.NetRefusal_NET_REFUSAL_PORT,
-		message:     "has a port; a list is for addresses on any port, so write the address alone",
-		suggestions: r.suggest(rest),
-	}
+	return r.fix(decisionv1.NetRefusal_NET_REFUSAL_PORT, "has a port", "write it without, because a list holds for every port", rest)
 }
 
 // dotted finds IPv4 addresses with leading zeros, and with too few, too many or too large numbers.
@@ -540,17 +567,20 @@ func (r Rules) dotted(s string) *refusal {
 	parts := strings.Split(s, ".")
 	for _, p := range parts {
 		if !number(p, 8) {
-			return syntax("is not an IPv4 address; each of its four numbers goes from 0 to 255")
+			return r.syntax("is not an IPv4 address", "write four numbers from 0 to 255 with dots between them")
 		}
 	}
-	if len(parts) != 4 {
-		return syntax(fmt.Sprintf("has %d numbers where an IPv4 address has four; write all of it", len(parts)))
+	switch {
+	case len(parts) < 4:
+		return r.syntax(fmt.Sprintf("has only %d of the four numbers of an IPv4 address", len(parts)), "write all of them")
+	case len(parts) > 4:
+		return r.syntax("has more than the four numbers of an IPv4 address", "separate entries by commas")
 	}
-	return syntax("has numbers with leading zeros, which some programs read as octal; write it without", r.suggest(undotted(s))...)
+	return r.syntax("has leading zeros, which some programs read as octal", "write the numbers without", plain(s))
 }
 
-// undotted returns a dotted number without leading zeros and with zeros for missing parts.
-func undotted(s string) string {
+// plain returns dotted numbers without leading zeros, and zeros for the missing ones.
+func plain(s string) string {
 	parts := strings.Split(s, ".")
 	for i, p := range parts {
 		if p = strings.TrimLeft(p, "0"); p == "" {
@@ -565,46 +595,35 @@ func undotted(s string) string {
 }
 
 // hostname finds example.com, mail.example.com:993, *.example.com and localhost.
-func hostname(_ Rules, s string) *refusal {
+func (r Rules) hostname(s string) *refusal {
 	s, _, _ = strings.Cut(s, "/")
 	if i := strings.LastIndexByte(s, ':'); i >= 0 && digits(s[i+1:]) {
 		s = s[:i]
 	}
 	s = strings.TrimSuffix(strings.TrimPrefix(s, "*."), ".")
-	if s == "" || strings.HasPrefix(s, "0x") || strings.HasPrefix(s, "0X") {
+	if strings.HasPrefix(s, "0x") || strings.HasPrefix(s, "0X") || strings.IndexFunc(s, unicode.IsLetter) < 0 {
 		return nil
 	}
-	letter := false
 	for label := range strings.SplitSeq(s, ".") {
-		if label == "" {
+		other := func(c rune) bool {
+			return !unicode.IsLetter(c) && !unicode.IsMark(c) && !unicode.IsDigit(c) && c != '-' && c != '_'
+		}
+		if label == "" || strings.IndexFunc(label, other) >= 0 {
 			return nil
 		}
-		for _, c := range label {
-			if unicode.IsLetter(c) {
-				letter = true
-			} else if !unicode.IsDigit(c) && !unicode.IsMark(c) && c != '-' && c != '_' {
-				return nil
-			}
-		}
 	}
-	if !letter {
-		return nil
-	}
-	return &refusal{
-		reason:  decisionv1.NetRefusal_NET_REFUSAL_HOSTNAME,
-		message: "is a name; only IP addresses and networks can be listed, so write the addresses behind it",
-	}
+	return r.fix(decisionv1.NetRefusal_NET_REFUSAL_HOSTNAME,
+		"is a name, and only IP addresses and networks can be listed", "write the addresses behind the name")
 }
 
 // wrapped finds entries in quotes or brackets, or with a full stop behind.
 func (r Rules) wrapped(s string) *refusal {
-	inner := strings.Trim(s, "\"'`´‘’‚“”„«»‹›<>()[]{}.")
-	if inner == s || inner == "" {
+	inside := strings.Trim(s, "\"'`´‘’‚“”„«»‹›<>()[]{}.")
+	if inside == s || inside == "" {
 		return nil
 	}
-	p, refused := r.parseNet(inner)
-	if refused == nil {
-		return syntax("has extra characters around it; write it without", FormatNet(p))
+	if _, refused := r.parseNet(inside); refused != nil && !ofContent(refused) {
+		return refused
 	}
-	return refused
+	return r.syntax("has other characters around it", "write it without", inside)
 }
