@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"crypto/tls"
 	"errors"
 	"fmt"
@@ -167,8 +168,8 @@ func (c *config) callers() (*serve.Callers, error) {
 }
 
 // listen opens a TCP listener and names the flag if it cannot.
-func listen(flag, address string) (net.Listener, error) {
-	lis, err := net.Listen("tcp", address)
+func listen(ctx context.Context, flag, address string) (net.Listener, error) {
+	lis, err := new(net.ListenConfig).Listen(ctx, "tcp", address)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", flag, err)
 	}

@@ -78,11 +78,11 @@ func run(ctx context.Context, cfg config, log *slog.Logger) error {
 	if p.etcd, err = cfg.etcd(); err != nil {
 		return err
 	}
-	if p.rpcListener, err = listen("--listen", cfg.Listen); err != nil {
+	if p.rpcListener, err = listen(ctx, "--listen", cfg.Listen); err != nil {
 		return err
 	}
 	defer func() { _ = p.rpcListener.Close() }()
-	adminListener, err := listen("--admin-listen", cfg.AdminListen)
+	adminListener, err := listen(ctx, "--admin-listen", cfg.AdminListen)
 	if err != nil {
 		return err
 	}

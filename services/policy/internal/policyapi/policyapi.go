@@ -119,8 +119,8 @@ func (s *Service) ListAllowedNets(ctx context.Context, req *policyv1.ListAllowed
 	return resp, nil
 }
 
-// request is what Set and Clear have in common.
-type request interface {
+// request is what the messages of Set and Clear have in common.
+type request interface { //nolint:interfacebloat // generated getters, one per field
 	GetMailbox() string
 	GetEtag() string
 	GetRequestId() string

@@ -194,7 +194,7 @@ func (s *Store) scan(ctx context.Context, rev int64, use func(*mvccpb.KeyValue) 
 	}
 	defer func() {
 		cancel()
-		for range stream { //nolint:revive // the client's goroutine ends only when its channel is drained
+		for range stream { // the client's goroutine ends only when its channel is drained
 		}
 	}()
 	var n, count int64
