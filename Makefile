@@ -45,6 +45,7 @@ lint: lint-go lint-proto lint-arrows lint-modules lint-docs breaking ## Run all 
 
 .PHONY: lint-go
 lint-go: $(GOLANGCI_LINT)
+	$(GOLANGCI_LINT) config verify
 	@$(call in-modules,$(abspath $(GOLANGCI_LINT)) run ./...)
 
 .PHONY: lint-proto
