@@ -107,10 +107,7 @@ func (s *Store) read(ctx context.Context, mailbox allow.Mailbox) (snapshot, erro
 	if err != nil {
 		return snapshot{}, wrap("reading the record", err)
 	}
-	if err := s.checkCluster(resp.Header.ClusterId); err != nil {
-		return snapshot{}, err
-	}
-	meta, err := decodeMeta(resp.Responses[0].GetResponseRange().Kvs)
+	meta, err := s.identity(resp.Header.ClusterId, resp.Responses[0].GetResponseRange().Kvs)
 	if err != nil {
 		return snapshot{}, err
 	}

@@ -46,8 +46,8 @@ var (
 	ErrNotCreated = errors.New("etcd holds no Allowed Nets store")
 	// ErrDamaged: what etcd holds contradicts itself; somebody wrote to it by hand, or records are missing.
 	ErrDamaged = errors.New("the store is damaged")
-	// ErrForeign: another etcd cluster answers at the endpoints than the one this process started with.
-	ErrForeign = errors.New("another etcd cluster answers at the endpoints")
+	// ErrForeign: another etcd cluster, or another store, answers at the endpoints than when this process started.
+	ErrForeign = errors.New("another store answers at the endpoints than at the start")
 	// ErrRequestIDReused: the request id belongs to a change with other content.
 	ErrRequestIDReused = errors.New("the request id was used for a change with other content")
 )
@@ -73,7 +73,8 @@ type Config struct {
 type Store struct {
 	cfg     Config
 	client  *clientv3.Client
-	cluster uint64             // etcd's cluster id when we started
+	cluster uint64             // etcd's cluster id; 0 until it is known
+	id      uint64             // the store's; 0 until it is known
 	locks   [256]chan struct{} // one writer per mailbox and process, so that writers do not fail each other's compare
 }
 
@@ -123,7 +124,7 @@ func (s *Store) identify(ctx context.Context, create bool) error {
 		h, err := s.head(ctx)
 		switch {
 		case err == nil:
-			s.cluster = h.cluster
+			s.cluster, s.id = h.cluster, h.id
 			return nil
 		case create && errors.Is(err, ErrNotCreated):
 			if err := s.create(ctx); err != nil && !errors.Is(err, ErrUnavailable) {
@@ -180,13 +181,10 @@ func (s *Store) head(ctx context.Context) (head, error) {
 		return head{}, wrap("reading the newest save", err)
 	}
 	h := head{cluster: resp.Header.ClusterId, at: resp.Header.Revision}
-	if err := s.checkCluster(h.cluster); err != nil {
-		return head{}, err
-	}
 	if kvs := resp.Responses[1].GetResponseRange().Kvs; len(kvs) == 1 {
 		h.revision, h.version = kvs[0].ModRevision, kvs[0].Version
 	}
-	h.meta, err = decodeMeta(resp.Responses[0].GetResponseRange().Kvs)
+	h.meta, err = s.identity(resp.Header.ClusterId, resp.Responses[0].GetResponseRange().Kvs)
 	if errors.Is(err, ErrNotCreated) && h.version > 0 {
 		return head{}, fmt.Errorf("%w: it has saves but no %s", ErrDamaged, metaKey)
 	}
@@ -194,12 +192,16 @@ func (s *Store) head(ctx context.Context) (head, error) {
 	return h, err
 }
 
-// checkCluster refuses an answer of another etcd cluster than the first one that answered.
-func (s *Store) checkCluster(id uint64) error {
-	if s.cluster != 0 && id != s.cluster {
-		return fmt.Errorf("%w: %x, not %x", ErrForeign, id, s.cluster)
+// identity decodes meta and refuses an answer of another etcd cluster, or of another store, than the first one that answered.
+func (s *Store) identity(cluster uint64, metaKVs []*mvccpb.KeyValue) (meta, error) {
+	if s.cluster != 0 && cluster != s.cluster {
+		return meta{}, fmt.Errorf("%w: cluster %x, not %x", ErrForeign, cluster, s.cluster)
 	}
-	return nil
+	m, err := decodeMeta(metaKVs)
+	if err == nil && s.id != 0 && m.id != s.id {
+		return meta{}, fmt.Errorf("%w: store %x, not %x", ErrForeign, m.id, s.id)
+	}
+	return m, err
 }
 
 func decodeMeta(kvs []*mvccpb.KeyValue) (meta, error) {
