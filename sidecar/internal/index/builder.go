@@ -2,6 +2,7 @@ package index
 
 import (
 	"maps"
+	"math/bits"
 	"slices"
 
 	"github.com/allowednets/allowednets/internal/allow"
@@ -74,28 +75,26 @@ func (b *Builder) Digest() allow.Digest { return b.root.digest }
 // not be used any more.
 func (b *Builder) Build() *Root {
 	for i, word := range b.ownLeaves {
-		for bit := range 64 {
-			if word&(1<<bit) != 0 {
-				at := i*64 + bit
-				l := &b.root.branches[at>>8][at&0xff]
-				switch {
-				case len(*l) == 0:
-					*l = nil
-				case len(*l) < cap(*l):
-					*l = append(make(leaf, 0, len(*l)), *l...)
-				}
+		for ; word != 0; word &= word - 1 {
+			at := i*64 + bits.TrailingZeros64(word)
+			l := &b.root.branches[at>>8][at&0xff]
+			switch {
+			case len(*l) == 0:
+				*l = nil
+			case len(*l) < cap(*l):
+				*l = append(make(leaf, 0, len(*l)), *l...)
 			}
 		}
 	}
 	maps.Copy(b.known, b.added)
 	for _, number := range b.idle {
 		s := b.slot(number)
-		if s.set == nil || s.refs > 0 {
+		if s.set.Len() == 0 || s.refs > 0 {
 			continue // it is free already, or found a mailbox again
 		}
 		b.scratch = s.set.AppendEncoding(b.scratch[:0])
 		delete(b.known, keyOf(b.scratch))
-		*s = slot{refs: b.root.sets.free}
+		*s = slot{next: b.root.sets.free}
 		b.root.sets.free = number
 	}
 	b.writer.root, b.writer.known = b.root, b.known
@@ -118,7 +117,7 @@ func (b *Builder) intern(encoding []byte) (uint32, error) {
 	t := &b.root.sets
 	number := t.free
 	if number != 0 {
-		t.free = b.slot(number).refs
+		t.free = b.slot(number).next
 	} else {
 		t.used++
 		number = t.used
@@ -126,7 +125,7 @@ func (b *Builder) intern(encoding []byte) (uint32, error) {
 			t.chunks = append(t.chunks, nil)
 		}
 	}
-	*b.slot(number) = slot{set: set}
+	*b.slot(number) = slot{set: *set}
 	b.added[key] = number
 	return number, nil
 }

@@ -38,22 +38,21 @@ func (e *entry) number() uint32 { return uint32(e.set[0])<<16 | uint32(e.set[1])
 
 func splitNumber(n uint32) [2]uint16 { return [2]uint16{uint16(n >> 16), uint16(n)} }
 
-// search returns where rest is in the leaf, or belongs.
+// search returns where rest is in the leaf, or belongs. Ids are hashes, so it is near the place that its first octets name.
 func (l leaf) search(rest *[14]byte) (int, bool) {
-	// The first eight octets decide unless somebody finds hashes that share ten octets.
-	want := binary.BigEndian.Uint64(rest[:])
-	lo, hi := 0, len(l)
-	for lo < hi {
-		mid := int(uint(lo+hi) / 2)
-		e := &l[mid].rest
-		have := binary.BigEndian.Uint64(e[:])
-		if have < want || have == want && string(e[8:]) < string(rest[8:]) {
-			lo = mid + 1
-		} else {
-			hi = mid
-		}
+	i := int(uint32(binary.BigEndian.Uint16(rest[:])) * uint32(len(l)) >> 16)
+	for i < len(l) && l[i].less(rest) {
+		i++
 	}
-	return lo, lo < len(l) && l[lo].rest == *rest
+	for i > 0 && !l[i-1].less(rest) {
+		i--
+	}
+	return i, i < len(l) && l[i].rest == *rest
+}
+
+func (e *entry) less(rest *[14]byte) bool {
+	a, b := binary.BigEndian.Uint64(e.rest[:]), binary.BigEndian.Uint64(rest[:])
+	return a < b || a == b && string(e.rest[8:]) < string(rest[8:])
 }
 
 // Lookup returns the nets of a mailbox, or nil if it is unrestricted. It does not allocate.
@@ -67,7 +66,7 @@ func (r *Root) Lookup(id allow.ID) *allow.Set {
 	if !ok {
 		return nil
 	}
-	return r.sets.at(l[i].number()).set
+	return &r.sets.at(l[i].number()).set
 }
 
 // Count returns how many mailboxes are restricted.

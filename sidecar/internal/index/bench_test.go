@@ -1,0 +1,122 @@
+package index_test
+
+import (
+	"fmt"
+	"runtime"
+	"testing"
+
+	"github.com/allowednets/allowednets/internal/allow"
+	"github.com/allowednets/allowednets/sidecar/internal/index"
+)
+
+// load builds a root of n mailboxes with three nets each, of which twenty share a list.
+func load(b *testing.B, w *index.Writer, n int) *index.Root {
+	bld := w.Rebuild()
+	for i := range n {
+		if err := bld.Put(hashed(i), []byte(nets(uint32(i/20), 3))); err != nil {
+			b.Fatal(err)
+		}
+	}
+	return bld.Build()
+}
+
+// heap returns the live heap in octets.
+func heap() uint64 {
+	runtime.GC()
+	runtime.GC()
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	return m.HeapAlloc
+}
+
+// BenchmarkMemory loads mailboxes with three nets each and reports what they take, the writer's share included.
+func BenchmarkMemory(b *testing.B) {
+	for _, c := range []struct {
+		name           string
+		mailboxes, per int
+	}{
+		{"1M_lists_shared_by_20", 1_000_000, 20},
+		{"1M_lists_of_their_own", 1_000_000, 1},
+		{"10k_lists_shared_by_20", 10_000, 20},
+	} {
+		b.Run(c.name, func(b *testing.B) {
+			for b.Loop() {
+				before := heap()
+				w := index.NewWriter()
+				bld := w.Rebuild()
+				for i := range c.mailboxes {
+					if err := bld.Put(hashed(i), []byte(nets(uint32(i/c.per), 3))); err != nil {
+						b.Fatal(err)
+					}
+				}
+				root := bld.Build()
+				bld = nil
+				b.ReportMetric(float64(heap()-before)/float64(c.mailboxes), "B/mailbox")
+				runtime.KeepAlive(root)
+				runtime.KeepAlive(w)
+			}
+		})
+	}
+}
+
+// BenchmarkLookup compares with a Go map, both over ids in no order.
+func BenchmarkLookup(b *testing.B) {
+	for _, n := range []int{1_000, 1_000_000} {
+		ids := make([]allow.ID, 1<<20)
+		for i := range ids {
+			ids[i] = hashed(i * 7919 % n)
+		}
+		b.Run(fmt.Sprintf("index/%d", n), func(b *testing.B) {
+			root := load(b, index.NewWriter(), n)
+			b.ReportAllocs()
+			i := 0
+			for b.Loop() {
+				if root.Lookup(ids[i&(1<<20-1)]) == nil {
+					b.Fatal("not found")
+				}
+				i++
+			}
+		})
+		b.Run(fmt.Sprintf("map/%d", n), func(b *testing.B) {
+			root := load(b, index.NewWriter(), n)
+			m := make(map[allow.ID]*allow.Set, n)
+			for i := range n {
+				m[hashed(i)] = root.Lookup(hashed(i))
+			}
+			b.ReportAllocs()
+			i := 0
+			for b.Loop() {
+				if m[ids[i&(1<<20-1)]] == nil {
+					b.Fatal("not found")
+				}
+				i++
+			}
+		})
+	}
+}
+
+// BenchmarkCommit is one save on top of a million mailboxes.
+func BenchmarkCommit(b *testing.B) {
+	w := index.NewWriter()
+	load(b, w, 1_000_000)
+	b.ReportAllocs()
+	i := 0
+	for b.Loop() {
+		e := w.Edit()
+		if err := e.Put(hashed(i%1_000_000), []byte(nets(uint32(i), 3))); err != nil {
+			b.Fatal(err)
+		}
+		e.Build()
+		i++
+	}
+}
+
+// BenchmarkRebuild is a whole snapshot, per mailbox.
+func BenchmarkRebuild(b *testing.B) {
+	const n = 1_000_000
+	b.ReportAllocs()
+	for b.Loop() {
+		load(b, index.NewWriter(), n)
+	}
+	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/n, "ns/mailbox")
+}
