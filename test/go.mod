@@ -14,6 +14,9 @@ require (
 	google.golang.org/protobuf v1.36.12
 )
 
+// The tests run this etcd as a process of its own.
+tool go.etcd.io/etcd/server/v3
+
 replace (
 	github.com/allowednets/allowednets/gen => ../gen
 	github.com/allowednets/allowednets/internal => ../internal

@@ -295,20 +295,17 @@ Data      never proven current
 			fake: services{err: rpcerr.New(codes.InvalidArgument, decisionv1.ErrorReason_ERROR_REASON_NETS_INVALID, "2 entries",
 				&errdetails.BadRequest{},
 				&policyv1.InvalidNets{InvalidNets: []*policyv1.InvalidNet{
-					{Index: 0, Text: "8.8.8.8/24", Refusal: decisionv1.NetRefusal_NET_REFUSAL_HOST_BITS_SET, Message: "8.8.8.8/24 has host bits set.", Suggestions: []string{"8.8.8.8", "8.8.8.0/24"}},
-					{Index: 2, Text: "9.9.9.0-9.9.9.191\x1b", Refusal: decisionv1.NetRefusal_NET_REFUSAL_RANGE, Message: "It is a range.", Suggestions: []string{"9.9.9.0/25", "9.9.9.128/26"}},
+					{Index: 0, Text: "8.8.8.8/24", Refusal: decisionv1.NetRefusal_NET_REFUSAL_HOST_BITS_SET, Message: `"8.8.8.8/24" has host bits set.`, Suggestions: []string{"8.8.8.8", "8.8.8.0/24"}},
+					{Index: 2, Text: "9.9.9.0-9.9.9.191\x1b", Refusal: decisionv1.NetRefusal_NET_REFUSAL_RANGE, Message: "\"9.9.9.0-9.9.9.191\x1b\" is a range.", Suggestions: []string{"9.9.9.0/25", "9.9.9.128/26"}},
 					{Index: 256, Refusal: decisionv1.NetRefusal_NET_REFUSAL_TOO_MANY, Message: "At most 256 entries."},
 				}})},
 			args: []string{"set", "alice@example.com", "8.8.8.8/24, 1.1.1.1, 9.9.9.0-9.9.9.191"}, code: exitUsage,
 			stderr: `allowednets: 3 entries cannot be used. Nothing was saved.
-  entry 1  8.8.8.8/24
-    8.8.8.8/24 has host bits set.
+  entry 1: "8.8.8.8/24" has host bits set.
     instead: 8.8.8.8  or  8.8.8.0/24
-  entry 3  9.9.9.0-9.9.9.191\u001b
-    It is a range.
+  entry 3: "9.9.9.0-9.9.9.191\u001b" is a range.
     instead: 9.9.9.0/25, 9.9.9.128/26
-  entry 257
-    At most 256 entries.
+  entry 257: At most 256 entries.
 `,
 		},
 		{

@@ -110,11 +110,7 @@ func explain(flags *commandLine, err error) string {
 
 // writeInvalidNet shows one bad entry, and what could be pasted in its place.
 func writeInvalidNet(b *strings.Builder, n *policyv1.InvalidNet) {
-	fmt.Fprintf(b, "  entry %d", n.GetIndex()+1)
-	if n.GetText() != "" {
-		fmt.Fprintf(b, "  %s", printable(n.GetText()))
-	}
-	fmt.Fprintf(b, "\n    %s\n", printable(n.GetMessage()))
+	fmt.Fprintf(b, "  entry %d: %s\n", n.GetIndex()+1, printable(n.GetMessage())) // the message quotes the entry
 	if len(n.GetSuggestions()) == 0 {
 		return
 	}

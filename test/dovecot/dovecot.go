@@ -1,0 +1,240 @@
+// Package dovecot runs Debian's Dovecot with the configuration of integrations/dovecot, and logs in to it as mail clients
+// do.
+package dovecot
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"text/template"
+	"time"
+
+	"github.com/allowednets/allowednets/test/stack"
+)
+
+const program = "dovecot"
+
+// Missing says what this machine lacks to run Dovecot; nil if nothing.
+func Missing() error {
+	if os.Geteuid() != 0 {
+		return errors.New("starting Dovecot needs root")
+	}
+	path, err := exec.LookPath(program)
+	if err != nil {
+		return fmt.Errorf("looking for dovecot (Debian's packages dovecot-imapd and dovecot-pop3d): %w", err)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	version, err := exec.CommandContext(ctx, path, "--version").Output()
+	if err != nil {
+		return err
+	}
+	if !strings.HasPrefix(string(version), "2.3.") {
+		return fmt.Errorf("this is Dovecot %s, and 2.3 is needed", strings.TrimSpace(string(version)))
+	}
+	return nil
+}
+
+// Config says what to run.
+type Config struct {
+	// Door is the URL of the policy server, in place of the one in the configuration that people copy.
+	Door string
+	// After is configuration that comes last, to show what other settings would do.
+	After string
+}
+
+// User is an entry of the password file.
+type User struct {
+	Name, Password string
+	// Canonical is the mailbox the name stands for; empty if it is one itself.
+	Canonical string
+}
+
+// Users and Masters can log in.
+const (
+	Password       = "right-password"
+	Master         = "admin"
+	MasterPassword = "master-password"
+)
+
+// Server is a running Dovecot.
+type Server struct {
+	*stack.Process
+	// IMAP and POP3 take clients as they come; ProxiedIMAP and ProxiedPOP3 want a PROXY header first.
+	IMAP, POP3, ProxiedIMAP, ProxiedPOP3 string
+
+	dir, lookups string
+}
+
+// configuration is that of a small mail host; what concerns this product is included as people copy it.
+const configuration = `
+base_dir = {{.Dir}}/run
+state_dir = {{.Dir}}/state
+log_path = /dev/stderr
+protocols = imap pop3
+listen = 127.0.0.1
+ssl = no
+disable_plaintext_auth = no
+auth_mechanisms = plain login
+auth_master_user_separator = *
+auth_failure_delay = 0
+mail_location = maildir:{{.Dir}}/mail/%u
+mail_max_userip_connections = 1000
+first_valid_uid = 1
+
+service imap-login {
+  inet_listener imap {
+    port = {{port .IMAP}}
+  }
+  inet_listener imaps {
+    port = 0
+  }
+  inet_listener imap_proxied {
+    port = {{port .ProxiedIMAP}}
+    haproxy = yes
+  }
+}
+service pop3-login {
+  inet_listener pop3 {
+    port = {{port .POP3}}
+  }
+  inet_listener pop3s {
+    port = 0
+  }
+  inet_listener pop3_proxied {
+    port = {{port .ProxiedPOP3}}
+    haproxy = yes
+  }
+}
+
+# Master users, behind a passdb that counts and knows nobody.
+passdb {
+  driver = checkpassword
+  args = {{.Count}}
+  master = yes
+}
+passdb {
+  driver = passwd-file
+  args = {{.Dir}}/masters
+  master = yes
+  default_fields = stage=after
+}
+# Users, likewise.
+passdb {
+  driver = checkpassword
+  args = {{.Count}}
+}
+passdb {
+  driver = passwd-file
+  args = {{.Dir}}/users
+  default_fields = stage=after
+}
+userdb {
+  driver = static
+  args = uid=mail gid=mail home={{.Dir}}/mail/%u
+}
+!include {{.Dir}}/allowednets-2.3.conf
+{{.After}}
+`
+
+// Start starts Dovecot as a process of s, with the users, and waits until it listens.
+func Start(ctx context.Context, s *stack.Stack, name string, users []User, cfg Config) (*Server, error) {
+	root, err := stack.Root()
+	if err != nil {
+		return nil, err
+	}
+	copied, err := os.ReadFile(filepath.Join(root, "integrations", "dovecot", "allowednets-2.3.conf"))
+	if err != nil {
+		return nil, err
+	}
+	const published = "auth_policy_server_url = http://127.0.0.1:7480/dovecot\n"
+	include := strings.Replace(string(copied), published, "auth_policy_server_url = "+cfg.Door+"\n", 1)
+	if include == string(copied) {
+		return nil, fmt.Errorf("allowednets-2.3.conf has no line %q", published)
+	}
+	// Dovecot's own users must get in; the stack's folder is private.
+	dir, err := os.MkdirTemp("", "dovecot-")
+	if err != nil {
+		return nil, err
+	}
+	d := &Server{dir: dir, lookups: filepath.Join(dir, "lookups")}
+	for _, address := range []*string{&d.IMAP, &d.POP3, &d.ProxiedIMAP, &d.ProxiedPOP3} {
+		if *address, err = s.FreeAddress(); err != nil {
+			return nil, err
+		}
+	}
+	var conf strings.Builder
+	funcs := template.FuncMap{"port": func(address string) (string, error) {
+		_, port, err := net.SplitHostPort(address)
+		return port, err
+	}}
+	err = template.Must(template.New("").Funcs(funcs).Parse(configuration)).Execute(&conf, map[string]string{
+		"Dir": dir, "Count": filepath.Join(dir, "count"), "After": cfg.After,
+		"IMAP": d.IMAP, "POP3": d.POP3, "ProxiedIMAP": d.ProxiedIMAP, "ProxiedPOP3": d.ProxiedPOP3,
+	})
+	if err != nil {
+		return nil, err
+	}
+	var passwords strings.Builder
+	for _, u := range users {
+		fmt.Fprintf(&passwords, "%s:{PLAIN}%s::::::", u.Name, u.Password)
+		if u.Canonical != "" {
+			fmt.Fprintf(&passwords, "user=%s", u.Canonical)
+		}
+		passwords.WriteString("\n")
+	}
+	// The interface of checkpassword: name and password end in NUL on descriptor 3; exit 1 means "not here".
+	count := "#!/bin/sh\ntr '\\0\\n' '\\n_' <&3 | head -n 1 >>" + d.lookups + "\nexit 1\n"
+	for _, f := range []struct {
+		name, text string
+		mode       os.FileMode
+	}{
+		{"dovecot.conf", conf.String(), 0o644},
+		{"allowednets-2.3.conf", include, 0o644},
+		{"users", passwords.String(), 0o644},
+		{"masters", Master + ":{PLAIN}" + MasterPassword + "\n", 0o644},
+		{"count", count, 0o755},
+		{"lookups", "", 0o666},
+	} {
+		path := filepath.Join(dir, f.name)
+		if err := errors.Join(os.WriteFile(path, []byte(f.text), f.mode), os.Chmod(path, f.mode)); err != nil {
+			return nil, err
+		}
+	}
+	mail := filepath.Join(dir, "mail")
+	if err := errors.Join(os.Chmod(dir, 0o755), os.Mkdir(mail, 0o777), os.Chmod(mail, 0o777)); err != nil {
+		return nil, err
+	}
+	path, err := exec.LookPath(program)
+	if err != nil {
+		return nil, err
+	}
+	d.Process, err = s.Start(name, path, []string{"-F", "-c", filepath.Join(dir, "dovecot.conf")}, nil)
+	if err != nil {
+		return nil, err
+	}
+	return d, d.AwaitReady(ctx, func(ctx context.Context) error {
+		conn, err := (&net.Dialer{}).DialContext(ctx, "tcp", d.POP3)
+		if err != nil {
+			return err
+		}
+		return conn.Close()
+	})
+}
+
+// Lookups returns the names that the counting passdb was asked for since the last call.
+func (d *Server) Lookups() ([]string, error) {
+	text, err := os.ReadFile(d.lookups)
+	if err != nil {
+		return nil, err
+	}
+	return strings.Fields(string(text)), os.Truncate(d.lookups, 0)
+}
+
+// Remove deletes Dovecot's files.
+func (d *Server) Remove() error { return os.RemoveAll(d.dir) }
