@@ -9,16 +9,16 @@ import (
 // block is a special-purpose address block that no list may reach into.
 type block struct {
 	net    netip.Prefix
-	name   string                // what it is for
-	refuse decisionv1.NetRefusal // PRIVATE or SPECIAL
+	reason decisionv1.NetRefusal // PRIVATE or SPECIAL
+	text   string                // net and what it is for, as messages name it
 }
 
-func private(cidr, name string) block {
-	return block{netip.MustParsePrefix(cidr), name, decisionv1.NetRefusal_NET_REFUSAL_PRIVATE}
+func private(cidr, use string) block {
+	return block{netip.MustParsePrefix(cidr), decisionv1.NetRefusal_NET_REFUSAL_PRIVATE, cidr + " (" + use + ")"}
 }
 
-func special(cidr, name string) block {
-	return block{netip.MustParsePrefix(cidr), name, decisionv1.NetRefusal_NET_REFUSAL_SPECIAL}
+func special(cidr, use string) block {
+	return block{netip.MustParsePrefix(cidr), decisionv1.NetRefusal_NET_REFUSAL_SPECIAL, cidr + " (" + use + ")"}
 }
 
 // Sources: the IANA IPv4 and IPv6 Special-Purpose Address Registries of 2025-10-09 (RFC 6890,

@@ -158,7 +158,7 @@ func (r Rules) parse(entries []entry, more *entry) (List, error) {
 			Index:   more.index,
 			Text:    shown(more.text),
 			Refusal: decisionv1.NetRefusal_NET_REFUSAL_TOO_MANY,
-			Message: fmt.Sprintf("%s and what follows is too much, because a list may have %d entries; join addresses into networks.", quoted(more.text), r.maxNets()),
+			Message: fmt.Sprintf("%s is entry %d and a list may have %d; join addresses into networks.", quoted(more.text), more.index+1, r.maxNets()),
 		})
 	}
 	if problems != nil {

@@ -40,10 +40,19 @@ type refusal struct {
 // behind the prefix length, then the width, then the block it reaches into. A fault of the content is told along with one
 // of the form if nothing can be suggested because of it.
 func (r Rules) parseNet(s string) (netip.Prefix, *refusal) {
+	p, refused, ok := r.parseCIDR(s)
+	if !ok {
+		return p, r.explain(s)
+	}
+	return p, refused
+}
+
+// parseCIDR reads an entry that is an address or a network in CIDR notation. Of any other it says that it is not ok.
+func (r Rules) parseCIDR(s string) (p netip.Prefix, refused *refusal, ok bool) {
 	if addr, err := netip.ParseAddr(s); err == nil && addr.Zone() == "" {
 		addr = addr.Unmap()
-		p := netip.PrefixFrom(addr, addr.BitLen())
-		refused := r.refuse(p)
+		p = netip.PrefixFrom(addr, addr.BitLen())
+		refused = r.refuse(p)
 		if refused != nil && isMask(addr) {
 			refused = &refusal{
 				reason: decisionv1.NetRefusal_NET_REFUSAL_NETMASK,
@@ -51,23 +60,22 @@ func (r Rules) parseNet(s string) (netip.Prefix, *refusal) {
 				remedy: "write its prefix length behind the address it belongs to, as in 8.8.8.0/24",
 			}
 		}
-		return p, refused
+		return p, refused, true
 	}
 	p, err := netip.ParsePrefix(s)
 	if err != nil {
-		return p, r.explain(s)
+		return p, nil, false
 	}
 	if p.Addr().Is4In6() {
 		if p.Bits() <= mappedBlock.Bits() {
-			return p, r.mappedNet(s, p)
+			return p, r.mappedNet(s, p), true
 		}
 		p = netip.PrefixFrom(p.Addr().Unmap(), p.Bits()-mappedBlock.Bits())
 	}
-	net := p.Masked()
-	if p != net {
-		return p, r.hostBits(p)
+	if p != p.Masked() {
+		return p, r.hostBits(p), true
 	}
-	return net, r.refuse(net)
+	return p, r.refuse(p), true
 }
 
 // refuse returns why a net in CIDR notation, masked and not IPv4-mapped, is refused, or nil.
@@ -78,7 +86,7 @@ func (r Rules) refuse(p netip.Prefix) *refusal {
 	case p.Bits() < widest && overlap:
 		return &refusal{
 			reason: decisionv1.NetRefusal_NET_REFUSAL_TOO_BROAD,
-			fault:  fmt.Sprintf("is broader than /%d and contains %v (%s)", widest, b.net, b.name),
+			fault:  fmt.Sprintf("is broader than /%d and contains %s", widest, b.text),
 			remedy: "list smaller networks without that block",
 			block:  b.net,
 		}
@@ -90,15 +98,15 @@ func (r Rules) refuse(p netip.Prefix) *refusal {
 		}
 	case overlap && p.Bits() < b.net.Bits():
 		return &refusal{
-			reason: b.refuse,
-			fault:  fmt.Sprintf("contains %v (%s), where no client comes from", b.net, b.name),
+			reason: b.reason,
+			fault:  fmt.Sprintf("contains %s, where no client comes from", b.text),
 			remedy: "list smaller networks without that block",
 			block:  b.net,
 		}
 	case overlap:
 		return &refusal{
-			reason: b.refuse,
-			fault:  fmt.Sprintf("lies in %v (%s), where no client comes from", b.net, b.name),
+			reason: b.reason,
+			fault:  fmt.Sprintf("lies in %s, where no client comes from", b.text),
 			remedy: "list the public address that the Internet sees",
 			block:  b.net,
 		}
@@ -137,7 +145,7 @@ func (r Rules) hostBits(p netip.Prefix) *refusal {
 func (r Rules) mappedNet(s string, p netip.Prefix) *refusal {
 	refused := &refusal{
 		reason: decisionv1.NetRefusal_NET_REFUSAL_SPECIAL,
-		fault:  fmt.Sprintf("reaches over %v, the IPv6 form of all IPv4 addresses", mappedBlock),
+		fault:  "reaches over ::ffff:0:0/96 (IPv4-mapped addresses)",
 		remedy: "write the IPv4 network instead",
 		block:  mappedBlock,
 	}
@@ -147,14 +155,18 @@ func (r Rules) mappedNet(s string, p netip.Prefix) *refusal {
 	return refused
 }
 
-// suggest returns, in canonical form and without repetition, what the rules accept of the texts or suggest for them.
+// suggest returns, in canonical form and without repetition, what the rules accept of the texts or suggest for them. The texts
+// are in CIDR notation; others are passed over.
 func (r Rules) suggest(texts ...string) []string {
 	var accepted []string
 	for _, t := range texts {
-		p, refused := r.parseNet(t)
-		more := []string{FormatNet(p)}
-		if refused != nil {
+		p, refused, ok := r.parseCIDR(t)
+		var more []string
+		switch {
+		case refused != nil:
 			more = refused.suggestions
+		case ok:
+			more = []string{FormatNet(p)}
 		}
 		for _, m := range more {
 			if !slices.Contains(accepted, m) {
@@ -169,7 +181,7 @@ func (r Rules) suggest(texts ...string) []string {
 func (r Rules) fix(reason decisionv1.NetRefusal, fault, remedy string, texts ...string) *refusal {
 	refused := &refusal{reason: reason, fault: fault, remedy: remedy, suggestions: r.suggest(texts...)}
 	if refused.suggestions == nil && len(texts) > 0 {
-		if _, bad := r.parseNet(texts[0]); bad != nil && ofContent(bad) {
+		if _, bad, _ := r.parseCIDR(texts[0]); bad != nil {
 			refused.add(bad)
 		}
 	}
@@ -185,19 +197,6 @@ func (f *refusal) add(content *refusal) {
 	f.fault += " and " + content.fault
 	f.remedy = content.remedy
 	f.block = content.block
-}
-
-// ofContent reports whether a refused entry is at least an address or network.
-func ofContent(refused *refusal) bool {
-	switch refused.reason {
-	case decisionv1.NetRefusal_NET_REFUSAL_PRIVATE,
-		decisionv1.NetRefusal_NET_REFUSAL_SPECIAL,
-		decisionv1.NetRefusal_NET_REFUSAL_TOO_BROAD,
-		decisionv1.NetRefusal_NET_REFUSAL_HOST_BITS_SET:
-		return true
-	default:
-		return false
-	}
 }
 
 // explain says what an entry is that netip can make nothing of.
@@ -257,14 +256,14 @@ func (r Rules) spaced(s string) *refusal {
 		}
 		joined += f
 	}
-	p, refused := r.parseNet(joined)
-	switch {
-	case refused == nil:
-		return r.syntax("has white space inside", "write it without", FormatNet(p))
-	case ofContent(refused) || refused.suggestions != nil || refused.reason == decisionv1.NetRefusal_NET_REFUSAL_RANGE:
-		return refused
+	if _, _, ok := r.parseCIDR(joined); ok {
+		return r.syntax("has white space inside", "write it without", joined)
 	}
-	return nil
+	refused := r.explain(joined)
+	if refused.suggestions == nil && refused.reason != decisionv1.NetRefusal_NET_REFUSAL_RANGE {
+		return nil
+	}
+	return refused
 }
 
 // url finds https://8.8.8.8/ and https://example.com/.
@@ -274,8 +273,8 @@ func (r Rules) url(s string) *refusal {
 	if !ok || host == "" {
 		return nil
 	}
-	if _, refused := r.parseNet(host); refused != nil && !ofContent(refused) {
-		return refused
+	if _, _, ok := r.parseCIDR(host); !ok {
+		return r.explain(host)
 	}
 	return r.syntax("is a web address", "write the IP address alone", host)
 }
@@ -307,7 +306,7 @@ func (r Rules) zone(s string) *refusal {
 		addr += "/" + length
 	}
 	return r.fix(decisionv1.NetRefusal_NET_REFUSAL_ZONE,
-		"has a zone behind the %, which has a meaning on one machine only", "write the address without it", addr)
+		"has a zone", "write the address without the % and what follows", addr)
 }
 
 // wildcard finds 8.8.8.*, 8.8.x.x, 8.8.* and 2a00:1450:*.
@@ -442,12 +441,13 @@ func shortEnd(first, end string) string {
 	return strings.Join(parts[:len(parts)-n], sep) + sep + end
 }
 
-// cover returns the fewest nets that hold exactly the addresses from first to last, or nil if they are more than limit.
+// cover returns the fewest nets, none wider than the widest, that hold exactly the addresses from first to last; or nil if
+// they are more than limit.
 func cover(first, last netip.Addr, limit int) []netip.Prefix {
 	var nets []netip.Prefix
 	for len(nets) < limit {
 		p := netip.PrefixFrom(first, first.BitLen())
-		for p.Bits() > 0 {
+		for p.Bits() > widestBits(first) {
 			wider := netip.PrefixFrom(first, p.Bits()-1)
 			if wider != wider.Masked() || last.Less(lastAddr(wider)) {
 				break
@@ -490,8 +490,8 @@ func (r Rules) slash(s string) *refusal {
 	if n, err := strconv.ParseUint(right, 10, 8); err == nil && int(n) <= addr.BitLen() {
 		return r.syntax("has a prefix length with leading zeros", "write it without", fmt.Sprintf("%s/%d", left, n))
 	}
-	return r.syntax("has no prefix length behind the slash",
-		fmt.Sprintf("write a number from %d to %d there", widestBits(addr), addr.BitLen()))
+	return r.syntax("has no valid prefix length",
+		fmt.Sprintf("write a number from %d to %d behind the slash", widestBits(addr), addr.BitLen()))
 }
 
 // slashed finds what stands before a slash instead of an address: 8.8.8/24, 008.8.8.0/24, 8.8.8.0:443/24.
@@ -597,6 +597,9 @@ func plain(s string) string {
 // hostname finds example.com, mail.example.com:993, *.example.com and localhost.
 func (r Rules) hostname(s string) *refusal {
 	s, _, _ = strings.Cut(s, "/")
+	if strings.Contains(s, ":") && strings.Trim(s, "0123456789abcdefABCDEF:") == "" {
+		return nil // part of an IPv6 address
+	}
 	if i := strings.LastIndexByte(s, ':'); i >= 0 && digits(s[i+1:]) {
 		s = s[:i]
 	}
@@ -622,8 +625,8 @@ func (r Rules) wrapped(s string) *refusal {
 	if inside == s || inside == "" {
 		return nil
 	}
-	if _, refused := r.parseNet(inside); refused != nil && !ofContent(refused) {
-		return refused
+	if _, _, ok := r.parseCIDR(inside); !ok {
+		return r.explain(inside)
 	}
 	return r.syntax("has other characters around it", "write it without", inside)
 }
