@@ -97,6 +97,7 @@ fmt: $(GOLANGCI_LINT) $(BUF) ## Format Go and protos
 
 .PHONY: tidy
 tidy: ## Bring all modules to the same versions and tidy them
+	@$(call in-modules,GOWORK=off go mod tidy)
 	go work sync
 	@$(call in-modules,GOWORK=off go mod tidy)
 
