@@ -36,7 +36,7 @@ run: build ## Start everything on this machine with sample data, until Ctrl-C
 .PHONY: test
 test: build ## Run all tests: vet, race detector, each module alone, end to end
 	go vet $(MODULES:%=./%/...)
-	$(call in-modules,GOWORK=off go build ./... && GOWORK=off go vet ./...)
+	@$(call in-modules,GOWORK=off go build ./... && GOWORK=off go vet ./...)
 	go test -race $(patsubst %,./%/...,$(filter-out test,$(MODULES)))
 	go test -race -count=1 -p=1 -timeout=30m ./test/...
 
@@ -64,7 +64,7 @@ lint-modules:
 	@awk '$$1 == "require" {$$1 = ""; $$0 = $$0} ($$1 == "go" || $$2 ~ /^v[0-9]/) && $$1 !~ /^github.com\/allowednets\// { \
 	    if ($$1 in version && version[$$1] != $$2) {print FILENAME ": " $$1 " " $$2 ", but " first[$$1] " has " version[$$1]; bad = 1} \
 	    else {version[$$1] = $$2; first[$$1] = FILENAME}} END {exit bad}' go.work $(MODULES:%=%/go.mod)
-	$(call in-modules,GOWORK=off go mod tidy -diff)
+	@$(call in-modules,GOWORK=off go mod tidy -diff)
 	cd tools/lint && GOWORK=off go mod tidy -diff
 
 .PHONY: lint-docs
