@@ -2,6 +2,9 @@ package allow
 
 import (
 	"net/netip"
+	"slices"
+
+	"github.com/gaissmai/bart"
 
 	decisionv1 "github.com/allowednets/allowednets/gen/allowednets/decision/v1"
 )
@@ -75,7 +78,20 @@ var (
 		netip.MustParsePrefix("2001:30::/28"),
 	}
 	mappedBlock = netip.MustParsePrefix("::ffff:0:0/96")
+
+	specialBlocks = tableOfBlocks() // all of the above
 )
+
+func tableOfBlocks() *bart.Lite {
+	t := new(bart.Lite)
+	for _, b := range slices.Concat(refusedBlocks4, refusedBlocks6) {
+		t.Insert(b.net)
+	}
+	for _, p := range reachableBlocks {
+		t.Insert(p)
+	}
+	return t
+}
 
 // refusedBlocks returns the refused blocks of the family of addr.
 func refusedBlocks(addr netip.Addr) []block {
@@ -136,17 +152,11 @@ func reachable(p netip.Prefix) bool {
 // IsPublic reports whether a client on the Internet can have the address: it lies in no refused block of docs/semantics.md.
 func IsPublic(addr netip.Addr) bool {
 	addr = addr.Unmap()
-	for _, b := range refusedBlocks(addr) {
-		if b.net.Contains(addr) {
-			for _, r := range reachableBlocks {
-				if r.Contains(addr) {
-					return true
-				}
-			}
-			return false
-		}
+	if !addr.IsValid() || addr.Zone() != "" {
+		return false
 	}
-	return addr.IsValid() && addr.Zone() == ""
+	net, special := specialBlocks.LookupPrefixLPM(netip.PrefixFrom(addr, addr.BitLen()))
+	return !special || slices.Contains(reachableBlocks, net)
 }
 
 // lastAddr returns the highest address of p.

@@ -25,7 +25,7 @@ func (r modelRange) contains(o modelRange) bool {
 }
 
 // and returns what r and o share.
-func (r modelRange) and(o modelRange) (shared modelRange, any bool) {
+func (r modelRange) and(o modelRange) (shared modelRange, ok bool) {
 	shared = r
 	if o.lo.Cmp(r.lo) > 0 {
 		shared.lo = o.lo
@@ -72,7 +72,7 @@ type modelBlock struct {
 // modelBlocks and modelReachable repeat the special-purpose blocks of the product's design.
 func modelBlocks() (blocks []modelBlock) {
 	add := func(reason decisionv1.NetRefusal, list string) {
-		for _, cidr := range strings.Fields(list) {
+		for cidr := range strings.FieldsSeq(list) {
 			blocks = append(blocks, modelBlock{modelParsed(cidr), cidr, reason})
 		}
 	}
@@ -198,7 +198,7 @@ func modelEntry(s string, permit []modelRange) modelAnswer {
 	if b != nil {
 		answer.reason, answer.block = b.reason, b.cidr
 	}
-	if v6 && bits < 16 || !v6 && bits < 8 {
+	if (v6 && bits < 16 || !v6 && bits < 8) && (b == nil || !b.contains(net)) {
 		answer.reason = decisionv1.NetRefusal_NET_REFUSAL_TOO_BROAD
 	}
 	if hostBits {
@@ -218,8 +218,8 @@ func modelEntry(s string, permit []modelRange) modelAnswer {
 func modelRefused(net modelRange, permit []modelRange) *modelBlock {
 next:
 	for _, b := range modelBlocks() {
-		shared, any := net.and(b.modelRange)
-		if !any {
+		shared, ok := net.and(b.modelRange)
+		if !ok {
 			continue
 		}
 		for _, p := range permit {
@@ -229,7 +229,7 @@ next:
 		}
 		// Walk up from the lowest shared address over the globally reachable ranges, which are in ascending order.
 		at := new(big.Int).Set(shared.lo)
-		for _, cidr := range strings.Fields(modelReachable) {
+		for cidr := range strings.FieldsSeq(modelReachable) {
 			if r := modelParsed(cidr); r.v6 == net.v6 && r.lo.Cmp(at) <= 0 && at.Cmp(r.hi) <= 0 {
 				at.Add(r.hi, big.NewInt(1))
 			}

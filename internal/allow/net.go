@@ -36,9 +36,10 @@ type refusal struct {
 
 // parseNet reads an entry, which is not empty and has no white space around it.
 //
-// Of several faults the form comes before the content: an entry that is no address or network in CIDR notation, then bits
-// behind the prefix length, then the width, then the block it reaches into. A fault of the content is told along with one
-// of the form if nothing can be suggested because of it.
+// Of several faults the form comes before the content: first an entry that is no address or network in CIDR notation, then bits
+// behind the prefix length, then a net inside a refused block, then one that is too broad, then one that contains a refused
+// block. A fault of the content is told along with one of the form if nothing can be suggested because of it, and a block
+// along with the width.
 func (r Rules) parseNet(s string) (netip.Prefix, *refusal) {
 	p, refused, ok := r.parseCIDR(s)
 	if !ok {
@@ -83,10 +84,24 @@ func (r Rules) refuse(p netip.Prefix) *refusal {
 	b, overlap := refusedOverlap(p, r.Permit)
 	widest := widestBits(p.Addr())
 	switch {
-	case p.Bits() < widest && overlap:
+	case overlap && covers(b.net, p):
+		return &refusal{
+			reason: b.reason,
+			fault:  fmt.Sprintf("lies in %s, where no client comes from", b.text),
+			remedy: "list the public address that the Internet sees",
+			block:  b.net,
+		}
+	case overlap && p.Bits() < widest:
 		return &refusal{
 			reason: decisionv1.NetRefusal_NET_REFUSAL_TOO_BROAD,
 			fault:  fmt.Sprintf("is broader than /%d and contains %s", widest, b.text),
+			remedy: "list smaller networks without that block",
+			block:  b.net,
+		}
+	case overlap:
+		return &refusal{
+			reason: b.reason,
+			fault:  fmt.Sprintf("contains %s, where no client comes from", b.text),
 			remedy: "list smaller networks without that block",
 			block:  b.net,
 		}
@@ -95,20 +110,6 @@ func (r Rules) refuse(p netip.Prefix) *refusal {
 			reason: decisionv1.NetRefusal_NET_REFUSAL_TOO_BROAD,
 			fault:  fmt.Sprintf("is broader than /%d", widest),
 			remedy: "list smaller networks",
-		}
-	case overlap && p.Bits() < b.net.Bits():
-		return &refusal{
-			reason: b.reason,
-			fault:  fmt.Sprintf("contains %s, where no client comes from", b.text),
-			remedy: "list smaller networks without that block",
-			block:  b.net,
-		}
-	case overlap:
-		return &refusal{
-			reason: b.reason,
-			fault:  fmt.Sprintf("lies in %s, where no client comes from", b.text),
-			remedy: "list the public address that the Internet sees",
-			block:  b.net,
 		}
 	}
 	return nil

@@ -384,7 +384,7 @@ func TestNetsLikeModel(t *testing.T) {
 	for _, b := range modelBlocks() {
 		edges = append(edges, b.modelRange)
 	}
-	for _, cidr := range strings.Fields(modelReachable) {
+	for cidr := range strings.FieldsSeq(modelReachable) {
 		edges = append(edges, modelParsed(cidr))
 	}
 	// near returns a prefix that touches or surrounds the edge of a block.

@@ -9,9 +9,10 @@ import (
 	"github.com/gaissmai/bart"
 )
 
-// scanMax is the largest number of nets of one family that is scanned; above it a table is built. BenchmarkMatch shows
-// where the table becomes faster. A table also takes several kilobytes, and there may be hundreds of thousands of sets.
-const scanMax = 24
+// scanMax is the largest number of nets of one family that is scanned; above it a table is built. BenchmarkMatch: a table is the
+// faster one from about 16 nets on. It also takes kilobytes where a scan needs only the encoding, and there may be hundreds
+// of thousands of sets.
+const scanMax = 16
 
 // Octets of a net in the encoding: family, address, prefix length.
 const (
