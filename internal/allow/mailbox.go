@@ -3,7 +3,6 @@ package allow
 import (
 	"crypto/sha256"
 	"strings"
-	"unicode/utf8"
 
 	"golang.org/x/net/idna"
 	"golang.org/x/text/secure/precis"
@@ -148,7 +147,7 @@ func fullLocal(s string) (canonical, problem string) {
 		return "", localLong
 	}
 	l, err := precis.UsernameCaseMapped.String(s)
-	if err != nil || !utf8.ValidString(s) {
+	if err != nil {
 		return "", localChars
 	}
 	// Only now: full-width forms map to the refused characters.
@@ -186,7 +185,7 @@ func canonicalDomain(s string) (canonical, problem string) {
 		case c == '-':
 			// IDNA has rules for hyphens at the ends of a label, and at its third and fourth place as in xn--.
 			number = false
-			if i == label || i-label == 3 || i == len(s)-1 || s[i+1] == '.' {
+			if i == label || i-label == 3 && s[i-1] == '-' || i == len(s)-1 || s[i+1] == '.' {
 				return fullDomain(s)
 			}
 		default:
@@ -214,7 +213,7 @@ func fullDomain(s string) (canonical, problem string) {
 		return "", domainAddress
 	}
 	d, err := lookupProfile.ToASCII(s)
-	if err != nil || !utf8.ValidString(s) { // broken UTF-8 passes some versions of idna
+	if err != nil {
 		return "", domainChars
 	}
 	d = strings.TrimSuffix(d, ".")
@@ -244,8 +243,8 @@ func fullDomain(s string) (canonical, problem string) {
 			return "", domainLong
 		}
 	}
-	// A canonical name must stay one. Of lℵl idna makes a label that it refuses itself, because ℵ is no right-to-left letter
-	// and what it maps to is.
+	// A canonical name must stay one. idna makes labels that it refuses itself: of lℵl, because ℵ is no right-to-left letter and
+	// what it maps to is, and of broken UTF-8.
 	if again, err := lookupProfile.ToASCII(d); err != nil || again != d {
 		return "", domainChars
 	}

@@ -165,7 +165,7 @@ func TestMailboxID(t *testing.T) {
 
 func TestCanonicalMailboxDoesNotAllocate(t *testing.T) {
 	domain := strings.Repeat(strings.Repeat("a", 63)+".", 3) + strings.Repeat("a", 63)
-	for _, s := range []string{"a@b", "alice.smith+tag@mail-1.my_host.example.org", strings.Repeat("l", 64) + "@" + domain} {
+	for _, s := range []string{"a@b", "alice.smith+tag@a-b.abc-d.my_host.a--b.example.org", strings.Repeat("l", 64) + "@" + domain} {
 		if n := testing.AllocsPerRun(100, func() {
 			m, err := ParseMailbox(s)
 			if id := m.ID(); err != nil || id == (ID{}) {

@@ -213,6 +213,9 @@ func (r Rules) explain(s string) *refusal {
 			return refused
 		}
 	}
+	if strings.ContainsFunc(s, separator) {
+		return r.syntax("is more than one thing", "make each address or network an entry of its own")
+	}
 	return r.syntax("is not an IP address or network", "write it like 8.8.8.8, 8.8.8.0/24 or 2a00:1450::/32")
 }
 

@@ -93,7 +93,7 @@ func TestDecodeSetRefuses(t *testing.T) {
 }
 
 func TestSetKeepsItsEncoding(t *testing.T) {
-	for _, n := range []int{1, 3, scanMax, scanMax + 1, 200} {
+	for _, n := range []int{1, 3, scanMax, scanMax + 1, 2*scanMax - 4, 2 * scanMax, 200} {
 		nets := randomNets(n)
 		want := encodeNets(nets)
 		given := slices.Clone(want)
@@ -102,6 +102,12 @@ func TestSetKeepsItsEncoding(t *testing.T) {
 			t.Fatal(err)
 		}
 		clear(given) // the set has its own copy
+		many := func(v6 bool) bool {
+			return len(slices.DeleteFunc(slices.Clone(nets), func(p netip.Prefix) bool { return p.Addr().Is6() != v6 })) > scanMax
+		}
+		if (s.table != nil) != (many(false) || many(true)) {
+			t.Errorf("%d nets: table %v", n, s.table != nil)
+		}
 		if got := s.AppendEncoding([]byte("x")); string(got) != "x"+string(want) || s.Len() != n {
 			t.Errorf("%d nets: %d, % x; want % x", n, s.Len(), got, want)
 		}
