@@ -240,8 +240,11 @@ func (r Rules) invisible(s string) *refusal {
 
 // spaced finds one thing with white space in it: 8.8.8.0 255.255.255.0, 8.8.8.0 /24, 8.8.8.1 - 8.8.8.9.
 func (r Rules) spaced(s string) *refusal {
+	if len(s) > maxEntry {
+		return nil
+	}
 	fields := strings.FieldsFunc(s, ignorable)
-	if len(fields) < 2 || len(s) > maxEntry {
+	if len(fields) < 2 {
 		return nil
 	}
 	if _, _, err := ends(strings.TrimRight(fields[0], "/"+dashes)); err != nil {
