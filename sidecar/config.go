@@ -26,7 +26,7 @@ type flags struct {
 	serve.TLSFlags
 
 	PolicyAddress string `env:"ALLOWEDNETS_POLICY_ADDRESS" required:"" placeholder:"HOST:PORT" help:"The policy service."`
-	AcceptCluster string `env:"ALLOWEDNETS_ACCEPT_CLUSTER" placeholder:"ID" help:"Identity (hexadecimal, as logged) of an etcd cluster that may replace the one the sidecar's state came from."`
+	AcceptCluster string `env:"ALLOWEDNETS_ACCEPT_CLUSTER" placeholder:"ID" help:"Id (hexadecimal, as logged) of a store that may replace the one the sidecar's state came from."`
 	ID            string `name:"id" env:"ALLOWEDNETS_ID" placeholder:"NAME" help:"The sidecar's name, unique among sidecars. Default: the host name."`
 
 	Socket      string `env:"ALLOWEDNETS_SOCKET" default:"/run/allowednets/sidecar.sock" placeholder:"PATH" help:"Unix socket of the gRPC API (${default}); mode 0660. Empty: none."`
@@ -74,7 +74,7 @@ func (f flags) resolve() (config, error) {
 	}
 	if f.AcceptCluster != "" {
 		if c.acceptCluster, err = strconv.ParseUint(f.AcceptCluster, 16, 64); err != nil || c.acceptCluster == 0 {
-			return config{}, fmt.Errorf("--accept-cluster=%q is no cluster identity: it is the hexadecimal number from the log line that asks for it", f.AcceptCluster)
+			return config{}, fmt.Errorf("--accept-cluster=%q is no store's id: it is the hexadecimal number in the log line that asks for it", f.AcceptCluster)
 		}
 	}
 	if f.Socket == "" && f.GRPCListen == "" && f.HTTPListen == "" {

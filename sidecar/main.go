@@ -48,7 +48,8 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		kong.Exit(func(c int) { code = c }),
 	)
 	if err != nil {
-		panic(err) // the struct tags are wrong
+		fmt.Fprintf(stderr, "allowednets-sidecar: %v\n", err) // a struct tag is wrong
+		return 1
 	}
 	_, err = parser.Parse(args)
 	if code >= 0 {
@@ -63,7 +64,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		return 2
 	}
 	log := cfg.Logger(stderr)
-	p, err := build(cfg, log)
+	p, err := build(ctx, cfg, log)
 	if err != nil {
 		fmt.Fprintf(stderr, "allowednets-sidecar: %v\n", err)
 		return 1
@@ -92,14 +93,14 @@ type process struct {
 }
 
 // build opens the listeners, then builds the rest. If it fails, what was opened is closed.
-func build(cfg config, log *slog.Logger) (_ *process, err error) {
+func build(ctx context.Context, cfg config, log *slog.Logger) (_ *process, err error) {
 	p := &process{log: log, cfg: cfg, registry: prometheus.NewRegistry()}
 	defer func() {
 		if err != nil {
 			p.close()
 		}
 	}()
-	if err := p.listen(); err != nil {
+	if err := p.listen(ctx); err != nil {
 		return nil, err
 	}
 	creds, err := cfg.Credentials()
@@ -128,7 +129,7 @@ func build(cfg config, log *slog.Logger) (_ *process, err error) {
 	p.grpc, err = serve.NewGRPC(serve.GRPCConfig{
 		Credentials: insecure.NewCredentials(), // the listeners are a unix socket and loopback
 		Log:         log, Metrics: p.registry,
-		Workers: uint32(4 * runtime.GOMAXPROCS(0)), //nolint:gosec // a small number
+		Workers: uint32(4 * runtime.GOMAXPROCS(0)),
 	}, func(r grpc.ServiceRegistrar) { checkv1.RegisterCheckServiceServer(r, p.door) })
 	if err != nil {
 		return nil, err
@@ -139,28 +140,29 @@ func build(cfg config, log *slog.Logger) (_ *process, err error) {
 	return p, nil
 }
 
-func (p *process) listen() error {
+func (p *process) listen(ctx context.Context) error {
 	var err error
+	var open net.ListenConfig
 	if p.cfg.Socket != "" {
-		if p.unixSocket, err = listenUnix(p.cfg.Socket); err != nil {
+		if p.unixSocket, err = listenUnix(ctx, p.cfg.Socket); err != nil {
 			return fmt.Errorf("--socket: %w", err)
 		}
 		p.grpcLis = append(p.grpcLis, p.unixSocket)
 	}
 	if p.cfg.GRPCListen != "" {
-		lis, err := net.Listen("tcp", p.cfg.GRPCListen)
+		lis, err := open.Listen(ctx, "tcp", p.cfg.GRPCListen)
 		if err != nil {
 			return fmt.Errorf("--grpc-listen: %w", err)
 		}
 		p.grpcLis = append(p.grpcLis, lis)
 	}
 	if p.cfg.HTTPListen != "" {
-		if p.httpLis, err = net.Listen("tcp", p.cfg.HTTPListen); err != nil {
+		if p.httpLis, err = open.Listen(ctx, "tcp", p.cfg.HTTPListen); err != nil {
 			return fmt.Errorf("--http-listen: %w", err)
 		}
 	}
 	if p.cfg.AdminListen != "" {
-		if p.adminLis, err = net.Listen("tcp", p.cfg.AdminListen); err != nil {
+		if p.adminLis, err = open.Listen(ctx, "tcp", p.cfg.AdminListen); err != nil {
 			return fmt.Errorf("--admin-listen: %w", err)
 		}
 	}

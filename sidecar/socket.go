@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -12,7 +13,7 @@ import (
 
 // listenUnix opens a unix socket that the owner and the group may use. A file left by a dead process is replaced; a live
 // one is an error. The file is removed when the listener is closed.
-func listenUnix(path string) (net.Listener, error) {
+func listenUnix(ctx context.Context, path string) (net.Listener, error) {
 	info, err := os.Lstat(path)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
@@ -21,7 +22,8 @@ func listenUnix(path string) (net.Listener, error) {
 	case info.Mode().Type() != fs.ModeSocket:
 		return nil, fmt.Errorf("%s exists and is not a socket", path)
 	default:
-		conn, err := net.DialTimeout("unix", path, time.Second)
+		dialer := net.Dialer{Timeout: time.Second}
+		conn, err := dialer.DialContext(ctx, "unix", path)
 		if err == nil {
 			_ = conn.Close()
 			return nil, fmt.Errorf("another process serves on %s", path)
@@ -36,5 +38,5 @@ func listenUnix(path string) (net.Listener, error) {
 	// The file gets its mode when it is made: a chmod afterwards would come too late for whoever is quick.
 	old := syscall.Umask(0o117)
 	defer syscall.Umask(old)
-	return net.Listen("unix", path)
+	return new(net.ListenConfig).Listen(ctx, "unix", path)
 }

@@ -7,9 +7,6 @@ import (
 	"io"
 	"time"
 
-	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/status"
-
 	decisionv1 "github.com/allowednets/allowednets/gen/allowednets/decision/v1"
 	"github.com/allowednets/allowednets/internal/rpcerr"
 )
@@ -23,7 +20,7 @@ const (
 	causeSilent      cause = "silent"            // the server sent, or read, nothing for too long
 	causeDrain       cause = "drain"             // the server asked us to go elsewhere
 	causeOverloaded  cause = "overloaded"        // the server asked us to come back later
-	causeRefused     cause = "refused"           // the server does not serve us: certificate, caller table, wrong address
+	causeRefused     cause = "refused"           // our certificate is not in the caller table
 	causeHistory     cause = "history_went_back" // the server's store is older than our state
 	causeForeign     cause = "foreign_store"     // another store than that of our state
 	causeEpoch       cause = "epoch_lower"       // the same store before its epoch was raised
@@ -50,15 +47,15 @@ type ended struct {
 	retryAfter time.Duration
 }
 
-func (e *ended) Error() string { return string(e.cause) + ": " + e.err.Error() }
-
-func (e *ended) Unwrap() error { return e.err }
-
 func endedf(c cause, format string, args ...any) *ended {
 	return &ended{cause: c, err: fmt.Errorf(format, args...)}
 }
 
-var errSilent = errors.New("no sign of life from the policy service")
+var (
+	errSilent = errors.New("no sign of life from the policy service")
+	errClosed = errors.New("the policy service ended the stream")
+	errDrain  = errors.New("the policy service asked the sidecar to go elsewhere")
+)
 
 // endOf says what an error of a stream's RPC means. welcomed tells whether the server had introduced itself.
 func endOf(ctx context.Context, err error, welcomed bool) *ended {
@@ -66,16 +63,14 @@ func endOf(ctx context.Context, err error, welcomed bool) *ended {
 		return &ended{cause: causeSilent, err: errSilent}
 	}
 	if errors.Is(err, io.EOF) {
-		err = errors.New("the policy service ended the stream")
+		err = errClosed
 	}
 	switch rpcerr.Reason(err) {
 	case decisionv1.ErrorReason_ERROR_REASON_HISTORY_WENT_BACK:
 		return &ended{cause: causeHistory, err: err}
 	case decisionv1.ErrorReason_ERROR_REASON_OVERLOADED:
 		return &ended{cause: causeOverloaded, err: err}
-	}
-	switch status.Code(err) {
-	case codes.PermissionDenied, codes.Unauthenticated, codes.Unimplemented, codes.InvalidArgument:
+	case decisionv1.ErrorReason_ERROR_REASON_CALLER_NOT_PERMITTED:
 		return &ended{cause: causeRefused, err: err}
 	}
 	if !welcomed {

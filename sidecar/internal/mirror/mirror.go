@@ -6,8 +6,6 @@ package mirror
 
 import (
 	"context"
-	"errors"
-	"fmt"
 	"log/slog"
 	"math/rand/v2"
 	"sync/atomic"
@@ -31,7 +29,7 @@ const (
 type Config struct {
 	ID      string // the sidecar's name, 1 to 255 octets
 	Version string // the sidecar's software version
-	// AcceptCluster is the identity of an etcd cluster that may replace the one the state came from; 0 for none.
+	// AcceptCluster is the id of a store that may replace the one the state came from; 0 for none.
 	AcceptCluster uint64
 	// Dial opens a connection to a policy service. Every stream gets a connection of its own, so that a stalled or
 	// half-closed one is never used again and names are resolved anew.
@@ -101,7 +99,7 @@ func (m *Mirror) ForeignStore() bool { return m.foreign.Load() }
 func (m *Mirror) Run(ctx context.Context) error {
 	failures := 0
 	for {
-		inStep, err := m.follow(ctx)
+		inStep, end := m.follow(ctx)
 		if ctx.Err() != nil {
 			return nil
 		}
@@ -109,12 +107,8 @@ func (m *Mirror) Run(ctx context.Context) error {
 			failures = 0
 		}
 		// Full jitter: a thousand sidecars that lost the same server come back evenly spread.
-		delay := rand.N(min(maxDelay, firstDelay<<min(failures, 16)))
+		delay := rand.N(min(maxDelay, firstDelay<<min(failures, 16))) //nolint:gosec // nothing to guess
 		failures++
-		var end *ended
-		if !errors.As(err, &end) {
-			return fmt.Errorf("following the feed: %w", err)
-		}
 		delay += min(end.retryAfter, maxDrain)
 		m.metrics.ended(end.cause)
 		level := slog.LevelWarn

@@ -2,7 +2,6 @@ package mirror
 
 import (
 	"context"
-	"fmt"
 	"strconv"
 	"sync"
 	"time"
@@ -22,11 +21,10 @@ const (
 
 // stream is one run of the feed. Everything in it belongs to the goroutine of follow.
 type stream struct {
-	m      *Mirror
-	ctx    context.Context //nolint:containedctx // a stream lives as long as its context
-	cancel context.CancelCauseFunc
-	call   feedv1.FeedService_SyncClient
-	hello  *feedv1.Hello
+	m     *Mirror
+	ctx   context.Context //nolint:containedctx // a stream lives as long as its context
+	call  feedv1.FeedService_SyncClient
+	hello *feedv1.Hello
 
 	welcome *feedv1.Welcome // nil until it came
 	staged  *index.Builder  // entries since the last commit; nil if there are none
@@ -49,49 +47,47 @@ type pong struct {
 	revision int64
 }
 
-// follow opens a stream and applies what comes. It returns how the stream ended, an *ended, and for how long it was in step.
-func (m *Mirror) follow(ctx context.Context) (inStep time.Duration, err error) {
+// follow opens a stream and applies what comes until it ends. inStep is for how long it was in step.
+func (m *Mirror) follow(ctx context.Context) (inStep time.Duration, end *ended) {
 	conn, err := m.cfg.Dial()
 	if err != nil {
 		return 0, &ended{cause: causeUnreachable, err: err}
 	}
 	defer func() { _ = conn.Close() }()
 	ctx, cancel := context.WithCancelCause(ctx)
+	watchdog := time.AfterFunc(maxSilence, func() { cancel(errSilent) })
+	defer watchdog.Stop()
 	var receiving sync.WaitGroup
 	defer receiving.Wait()
 	defer cancel(nil)
-	watchdog := time.AfterFunc(maxSilence, func() { cancel(errSilent) })
-	defer watchdog.Stop()
 
 	call, err := feedv1.NewFeedServiceClient(conn).Sync(ctx)
 	if err != nil {
 		return 0, endOf(ctx, err, false)
 	}
-	s := &stream{m: m, ctx: ctx, cancel: cancel, call: call, hello: m.hello()}
 	received, failed := make(chan *feedv1.SyncResponse), make(chan error, 1)
 	receiving.Go(func() {
 		for {
-			watchdog.Reset(maxSilence)
 			msg, err := call.Recv()
-			watchdog.Stop() // the time that applying takes is not the server's
 			if err != nil {
 				failed <- err
 				return
 			}
 			select {
-			case received <- msg:
+			case received <- msg: // not while a Send blocks, so a server that does not read is found out as well
+				watchdog.Reset(maxSilence)
 			case <-ctx.Done():
 				return
 			}
 		}
 	})
-
-	err = s.run(received, failed)
+	s := &stream{m: m, ctx: ctx, call: call, hello: m.hello()}
+	end = s.run(received, failed)
 	m.connected.Store(false)
 	if !s.inStep.IsZero() {
 		inStep = time.Since(s.inStep)
 	}
-	return inStep, err
+	return inStep, end
 }
 
 func (m *Mirror) hello() *feedv1.Hello {
@@ -105,50 +101,38 @@ func (m *Mirror) hello() *feedv1.Hello {
 	return h
 }
 
-func (s *stream) run(received <-chan *feedv1.SyncResponse, failed <-chan error) error {
-	if err := s.send(&feedv1.SyncRequest{Message: &feedv1.SyncRequest_Hello{Hello: s.hello}}); err != nil {
-		return err
-	}
+func (s *stream) run(received <-chan *feedv1.SyncResponse, failed <-chan error) *ended {
+	s.send(&feedv1.SyncRequest{Message: &feedv1.SyncRequest_Hello{Hello: s.hello}})
+	// The first question goes out before the state comes in, so that the first commit is already of a known age.
+	s.ping()
 	ticker := time.NewTicker(pingEvery)
 	defer ticker.Stop()
-	// The first question goes out before the state comes in, so that the first commit is already of a known age.
-	if err := s.ping(); err != nil {
-		return err
-	}
 	for {
-		var err error
 		select {
 		case msg := <-received:
-			err = s.handle(msg)
-		case err = <-failed:
-			err = endOf(s.ctx, err, s.welcome != nil)
+			if end := s.handle(msg); end != nil {
+				return end
+			}
+		case err := <-failed:
+			return endOf(s.ctx, err, s.welcome != nil)
+		case <-s.ctx.Done():
+			return endOf(s.ctx, s.ctx.Err(), s.welcome != nil)
 		case <-ticker.C:
-			err = s.ping()
-		}
-		if err != nil {
-			return err
+			s.ping()
 		}
 	}
 }
 
-// send sends a message. A server that does not read for [maxSilence] is as good as silent.
-func (s *stream) send(msg *feedv1.SyncRequest) error {
-	timer := time.AfterFunc(maxSilence, func() { s.cancel(errSilent) })
-	defer timer.Stop()
-	if err := s.call.Send(msg); err != nil {
-		// The reason why a Send fails is what Recv returns, to the other goroutine; here it is only io.EOF.
-		return nil //nolint:nilerr // see above
-	}
-	return nil
-}
+// send sends a message. Why that fails is what Recv returns to the other goroutine.
+func (s *stream) send(msg *feedv1.SyncRequest) { _ = s.call.Send(msg) }
 
-func (s *stream) ping() error {
+func (s *stream) ping() {
 	s.nonce++
 	s.pings = appendBounded(s.pings, ping{nonce: s.nonce, sent: time.Now()})
-	return s.send(&feedv1.SyncRequest{Message: &feedv1.SyncRequest_Ping{Ping: &feedv1.Ping{Nonce: s.nonce}}})
+	s.send(&feedv1.SyncRequest{Message: &feedv1.SyncRequest_Ping{Ping: &feedv1.Ping{Nonce: s.nonce}}})
 }
 
-func (s *stream) handle(msg *feedv1.SyncResponse) error {
+func (s *stream) handle(msg *feedv1.SyncResponse) *ended {
 	if drain := msg.GetDrain(); drain != nil {
 		return &ended{
 			cause: causeDrain, err: errDrain,
@@ -171,7 +155,7 @@ func (s *stream) handle(msg *feedv1.SyncResponse) error {
 	}
 }
 
-func (s *stream) onWelcome(w *feedv1.Welcome) error {
+func (s *stream) onWelcome(w *feedv1.Welcome) *ended {
 	m, st := s.m, s.m.State()
 	if w.GetCluster() == 0 || w.GetEpoch() == 0 {
 		return endedf(causeWelcome, "the policy service does not say which store it serves")
@@ -204,7 +188,7 @@ func (s *stream) onWelcome(w *feedv1.Welcome) error {
 	return nil
 }
 
-func (s *stream) onChanges(c *feedv1.Changes) error {
+func (s *stream) onChanges(c *feedv1.Changes) *ended {
 	if len(c.GetEntries()) > maxEntries {
 		return endedf(causeEntry, "%d entries in one message; at most %d are expected", len(c.GetEntries()), maxEntries)
 	}
@@ -227,7 +211,7 @@ func (s *stream) onChanges(c *feedv1.Changes) error {
 	return s.onCommit(c.GetCommit())
 }
 
-func (s *stream) onCommit(c *feedv1.Commit) error {
+func (s *stream) onCommit(c *feedv1.Commit) *ended {
 	m, old := s.m, s.m.State()
 	token := revision.Token{Epoch: s.welcome.GetEpoch(), Revision: c.GetRevision()}
 	continues := old != nil && old.cluster == s.welcome.GetCluster() && old.token.Epoch == token.Epoch
@@ -260,10 +244,11 @@ func (s *stream) onCommit(c *feedv1.Commit) error {
 		s.inStep = time.Now()
 		m.cfg.Log.InfoContext(s.ctx, "feed in step", "revision", next.Revision, "restricted_mailboxes", next.Index.Count())
 	}
-	return s.send(&feedv1.SyncRequest{Message: &feedv1.SyncRequest_Ack{Ack: &feedv1.Ack{Revision: token.Revision}}})
+	s.send(&feedv1.SyncRequest{Message: &feedv1.SyncRequest_Ack{Ack: &feedv1.Ack{Revision: token.Revision}}})
+	return nil
 }
 
-func (s *stream) onPong(p *feedv1.Pong) error {
+func (s *stream) onPong(p *feedv1.Pong) *ended {
 	i := 0
 	for i < len(s.pings) && s.pings[i].nonce != p.GetNonce() {
 		i++
@@ -313,5 +298,3 @@ func appendBounded[T any](list []T, v T) []T {
 	}
 	return append(list, v)
 }
-
-var errDrain = fmt.Errorf("the policy service asked the sidecar to go elsewhere")
