@@ -44,8 +44,12 @@ func Missing() error {
 type Config struct {
 	// Door is the URL of the policy server, in place of the one in the configuration that people copy.
 	Door string
-	// After is configuration that comes last, to show what other settings would do.
-	After string
+	// Before and After are configuration that comes first and last, to show what other settings would do.
+	Before, After string
+	// MasterContinues makes Dovecot look up the user that a master user acts as.
+	MasterContinues bool
+	// NoStage leaves the passdb blocks as they are before somebody follows the README.
+	NoStage bool
 }
 
 // User is an entry of the password file.
@@ -112,6 +116,7 @@ service pop3-login {
   }
 }
 
+{{.Before}}
 # Master users, behind a passdb that counts and knows nobody.
 passdb {
   driver = checkpassword
@@ -122,7 +127,8 @@ passdb {
   driver = passwd-file
   args = {{.Dir}}/masters
   master = yes
-  default_fields = stage=after
+  {{.Stage}}
+  {{.MasterResult}}
 }
 # Users, likewise.
 passdb {
@@ -132,7 +138,7 @@ passdb {
 passdb {
   driver = passwd-file
   args = {{.Dir}}/users
-  default_fields = stage=after
+  {{.Stage}}
 }
 userdb {
   driver = static
@@ -168,12 +174,21 @@ func Start(ctx context.Context, s *stack.Stack, name string, users []User, cfg C
 			return nil, err
 		}
 	}
+	stage := "default_fields = stage=after"
+	if cfg.NoStage {
+		stage = ""
+	}
+	masterResult := ""
+	if cfg.MasterContinues {
+		masterResult = "result_success = continue-ok"
+	}
 	var conf strings.Builder
 	funcs := template.FuncMap{"port": func(address string) (string, error) {
 		_, port, err := net.SplitHostPort(address)
 		return port, err
 	}}
 	err = template.Must(template.New("").Funcs(funcs).Parse(configuration)).Execute(&conf, map[string]string{
+		"Before": cfg.Before, "Stage": stage, "MasterResult": masterResult,
 		"Dir": dir, "Count": filepath.Join(dir, "count"), "After": cfg.After,
 		"IMAP": d.IMAP, "POP3": d.POP3, "ProxiedIMAP": d.ProxiedIMAP, "ProxiedPOP3": d.ProxiedPOP3,
 	})
@@ -234,6 +249,15 @@ func (d *Server) Lookups() ([]string, error) {
 		return nil, err
 	}
 	return strings.Fields(string(text)), os.Truncate(d.lookups, 0)
+}
+
+// Reload makes Dovecot start a new auth process, whose HTTP client knows of no outage.
+func (d *Server) Reload(ctx context.Context) error {
+	out, err := exec.CommandContext(ctx, "doveadm", "-c", filepath.Join(d.dir, "dovecot.conf"), "reload").CombinedOutput()
+	if err != nil {
+		return fmt.Errorf("doveadm reload: %w\n%s", err, out)
+	}
+	return nil
 }
 
 // Remove deletes Dovecot's files.

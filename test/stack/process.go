@@ -131,7 +131,7 @@ func (p *Process) Stop() error {
 	select {
 	case <-r.done:
 		p.forget(r)
-		if r.err != nil {
+		if r.err != nil && !terminated(r.cmd.ProcessState) {
 			return fmt.Errorf("%s ended with %w\n%s", p.name, r.err, p.LogTail())
 		}
 		return nil
@@ -154,6 +154,12 @@ func (p *Process) Kill() error {
 	case <-time.After(killWithin):
 		return fmt.Errorf("%s did not die within %s", p.name, killWithin)
 	}
+}
+
+// terminated reports whether a program ended by the signal of Stop: etcd cleans up and then lets it happen.
+func terminated(state *os.ProcessState) bool {
+	status, ok := state.Sys().(syscall.WaitStatus)
+	return ok && status.Signaled() && status.Signal() == syscall.SIGTERM
 }
 
 func (p *Process) forget(r *run) {

@@ -243,17 +243,18 @@ func (s *Sidecar) Client() (checkv1.CheckServiceClient, *grpc.ClientConn, error)
 // Etcd is a single-node etcd in a process of its own.
 type Etcd struct {
 	*Process
-	Endpoint string
+	Address, Endpoint string
 }
 
-// StartEtcd builds etcd from the version the tests are pinned to and starts it. It does not wait until it is ready.
-func (s *Stack) StartEtcd(ctx context.Context, name string) (*Etcd, error) {
-	bin := s.Path("etcd")
+// StartEtcd builds etcd from the version the tests are pinned to and starts it with an empty store, at an address that is
+// chosen if it is empty. It does not wait until it is ready.
+func (s *Stack) StartEtcd(ctx context.Context, name, client string) (*Etcd, error) {
+	bin := s.Path("etcd.bin")
 	build := exec.CommandContext(ctx, "go", "build", "-o", bin, "go.etcd.io/etcd/server/v3")
 	if out, err := build.CombinedOutput(); err != nil {
 		return nil, fmt.Errorf("building etcd: %w\n%s", err, out)
 	}
-	var client, peer string
+	var peer string
 	if err := s.chooseAddresses(&client, &peer); err != nil {
 		return nil, err
 	}
@@ -268,7 +269,7 @@ func (s *Stack) StartEtcd(ctx context.Context, name string) (*Etcd, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Etcd{Process: p, Endpoint: clientURL}, nil
+	return &Etcd{Process: p, Address: client, Endpoint: clientURL}, nil
 }
 
 // Environment returns the variables with which the command line tool reaches a policy service and a sidecar.

@@ -1,0 +1,201 @@
+package e2e
+
+import (
+	"errors"
+	"io"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+
+	"github.com/allowednets/allowednets/test/dovecot"
+)
+
+// TestHostileNames logs in under names made to confuse: nobody gets in, and what they contain does not reach the protocol.
+func TestHostileNames(t *testing.T) {
+	w := newWorld(t, settings{})
+	long := strings.Repeat("a", 10_000)
+	names := map[string]string{
+		"empty":                   "",
+		"no domain":               "alice",
+		"no local part":           "@example.org",
+		"empty domain":            "alice@",
+		"two at signs":            "alice@@example.org",
+		"space before":            " " + alice,
+		"space after":             alice + " ",
+		"CR LF":                   alice + "\r\n* OK forged",
+		"LF":                      alice + "\na OK forged",
+		"control character":       "alice\x07@example.org",
+		"DEL":                     "alice\x7f@example.org",
+		"quote":                   `al"ice@example.org`,
+		"backslash":               `al\ice@example.org`,
+		"JSON":                    `alice@example.org","remote":"` + inside,
+		"percent":                 "alice%example.org",
+		"Dovecot variable":        "%{rip}@example.org",
+		"tab and fields":          alice + "\tuser=" + bob,
+		"full width":              "\uff41lice@example.org",
+		"not UTF-8":               "alice\xff@example.org",
+		"right-to-left":           "\u202e" + alice,
+		"10 kB":                   long,
+		"10 kB domain":            "alice@" + long,
+		"65 octets":               long[:65] + "@example.org",
+		"a master without a name": alice + "*",
+		"a name without a user":   "*" + dovecot.Master,
+		"two masters":             alice + "*" + dovecot.Master + "*" + dovecot.Master,
+	}
+	t.Run("names", func(t *testing.T) {
+		for name, user := range names {
+			t.Run(name, func(t *testing.T) {
+				t.Parallel()
+				tryName(t, w, user)
+			})
+		}
+	})
+	t.Run("a name ends at NUL", func(t *testing.T) { // for Dovecot, so that it must for the list
+		const padded = alice + "\x00@example.net"
+		if got := attempt(t, w.dovecot.LoginIMAP, from(outside, padded, right)); got.OK {
+			t.Errorf("outside: %s", got.Text)
+		}
+		if got := attempt(t, w.dovecot.LoginIMAP, from(inside, padded, right)); !got.OK {
+			t.Errorf("inside: %s", got.Text)
+		}
+	})
+	t.Run("and life goes on", func(t *testing.T) {
+		if got := attempt(t, w.dovecot.LoginIMAP, from(inside, alice, right)); !got.OK {
+			t.Error(got.Text)
+		}
+	})
+}
+
+// tryName logs in as user, from everywhere at once.
+func tryName(t *testing.T, w *world, user string) {
+	t.Helper()
+	var attempts sync.WaitGroup
+	defer attempts.Wait()
+	for protocol, login := range protocols(w.dovecot) {
+		if protocol == "pop3" && strings.ContainsAny(user, "\r\n") {
+			continue // would be two commands
+		}
+		for _, address := range []string{inside, outside} {
+			attempts.Go(func() {
+				got, err := login(t.Context(), from(address, user, passwordOf(user)))
+				if err != nil && !errors.Is(err, io.EOF) && !errors.Is(err, syscall.ECONNRESET) {
+					t.Errorf("%s from %s: %v", protocol, address, err) // a hang
+				}
+				if got.OK {
+					t.Errorf("%s from %s: logged in: %s", protocol, address, got.Text)
+				}
+				if strings.Contains(got.Text, "forged") || len(got.Text) > 300 {
+					t.Errorf("%s from %s: the name came back: %.300q", protocol, address, got.Text)
+				}
+			})
+		}
+	}
+}
+
+// TestDenialText shows the operator's choices: none makes a denial look like a wrong password; control characters, which
+// Dovecot would put raw into the protocol, do not get as far as that.
+func TestDenialText(t *testing.T) {
+	w := newWorld(t, settings{sidecarArgs: []string{"--denial-text", ""}})
+	for protocol, login := range protocols(w.dovecot) {
+		for _, password := range []string{right, wrong} {
+			if got := attempt(t, login, from(outside, alice, password)); got.OK || got.Text != wrongPassword(protocol) {
+				t.Errorf("%s with the %s: %q", protocol, password, got.Text)
+			}
+		}
+	}
+	for name, text := range map[string]string{"CR LF": "no\r\na OK forged", "NUL": "no\x01", "C1": "no\u0085"} {
+		code, output := runToEnd(t, w.Bin("allowednets-sidecar"), "--policy-address", w.policy.Address, "--insecure-plaintext", "--denial-text", text)
+		if code != 2 || !strings.Contains(output, "--denial-text") {
+			t.Errorf("%s: exit code %d: %s", name, code, output)
+		}
+	}
+}
+
+// TestForgottenStage shows what happens to people who do not add stage=after to their passdb blocks: aliases are refused all
+// the same, but with a text that tells whether the password was right.
+func TestForgottenStage(t *testing.T) {
+	w := newWorld(t, settings{})
+	d := startDovecot(t, w.Stack, "dovecot-nostage", people(), dovecot.Config{Door: "http://" + w.sidecar.HTTP + "/dovecot", NoStage: true})
+	if got := attempt(t, d.LoginIMAP, from(outside, sales, right)); got.OK || got.Text != denial("imap", notAllowed(outside)) {
+		t.Errorf("the right password: %s", got.Text)
+	}
+	if got := attempt(t, d.LoginIMAP, from(outside, sales, wrong)); got.OK || got.Text != wrongPasswordIMAP {
+		t.Errorf("a wrong password: %s", got.Text)
+	}
+}
+
+// TestAliasInUserdb shows why aliases must be resolved in the passdb: Dovecot asks the policy server before it looks into
+// the userdb, and never again.
+func TestAliasInUserdb(t *testing.T) {
+	w := newWorld(t, settings{})
+	const info = "info@example.org"
+	dir := t.TempDir()
+	file := filepath.Join(dir, "userdb")
+	err := errors.Join(
+		os.WriteFile(file, []byte(info+"::8:8::/nonexistent::userdb_user="+alice+"\n"), 0o600),
+		os.Chmod(file, 0o644), os.Chmod(dir, 0o755), os.Chmod(filepath.Dir(dir), 0o755), // for Dovecot's users
+	)
+	if err != nil {
+		t.Fatal(err)
+	}
+	d := startDovecot(t, w.Stack, "dovecot-userdb", []dovecot.User{{Name: info, Password: right}}, dovecot.Config{
+		Door:   "http://" + w.sidecar.HTTP + "/dovecot",
+		Before: "userdb {\n driver = passwd-file\n args = " + file + "\n}\n",
+	})
+	if got := attempt(t, d.LoginIMAP, from(outside, info, right)); !got.OK {
+		t.Errorf("Dovecot asks after the userdb: that is new, and README.md can be shorter: %s", got.Text)
+	}
+	if got := opened(t, d); !slices.Equal(got, []string{alice}) {
+		t.Errorf("opened %q", got)
+	}
+}
+
+// TestMasterOfAlias logs a master user in as an alias.
+func TestMasterOfAlias(t *testing.T) {
+	w := newWorld(t, settings{})
+	door := "http://" + w.sidecar.HTTP + "/dovecot"
+	login := from(outside, sales+"*"+dovecot.Master, dovecot.MasterPassword)
+	t.Run("Dovecot does not resolve it", func(t *testing.T) {
+		got := attempt(t, w.dovecot.LoginIMAP, login)
+		if names := opened(t, w.dovecot); !got.OK || !slices.Equal(names, []string{sales}) {
+			t.Errorf("opened %q: %s", names, got.Text) // a mailbox of its own, which is unrestricted
+		}
+	})
+	t.Run("Dovecot resolves it", func(t *testing.T) {
+		d := startDovecot(t, w.Stack, "dovecot-continue", people(), dovecot.Config{Door: door, MasterContinues: true})
+		// Dovecot's own words, which tell that the master password was right.
+		if got := attempt(t, d.LoginIMAP, login); got.OK || got.Text != "NO [AUTHORIZATIONFAILED] Authorization failed" {
+			t.Errorf("outside: %s", got.Text)
+		}
+		login.Client = netip.MustParseAddr(inside)
+		if got := attempt(t, d.LoginIMAP, login); !got.OK {
+			t.Errorf("inside: %s", got.Text)
+		}
+		if got := opened(t, d); !slices.Equal(got, []string{alice}) {
+			t.Errorf("opened %q", got)
+		}
+	})
+}
+
+// opened stops Dovecot and returns the mailboxes that were opened by IMAP.
+func opened(t *testing.T, d *dovecot.Server) []string {
+	t.Helper()
+	if err := d.Stop(); err != nil {
+		t.Fatal(err)
+	}
+	log, err := d.Log()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var names []string
+	for _, match := range regexp.MustCompile(` imap\(([^)]+)\)<[^>]*><[^>]*>: Info: Disconnected`).FindAllStringSubmatch(log, -1) {
+		names = append(names, match[1])
+	}
+	return names
+}
