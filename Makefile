@@ -109,7 +109,8 @@ bench: ## Run the benchmarks (BENCH=regexp BENCH_COUNT=3 BENCH_TIME=1s)
 $(GOLANGCI_LINT): tools/lint/go.mod tools/lint/go.sum
 	cd tools/lint && GOWORK=off CGO_ENABLED=0 go build -ldflags='-s -w' -o $(abspath $@) github.com/golangci/golangci-lint/v2/cmd/golangci-lint
 
-# npm leaves old times on what it unpacks. The package needs no script to be run.
+# npm leaves old times on what it unpacks. The package needs no script to be run. Not --prefix: it also moves npm's global
+# settings, where a machine's own certificates may be named.
 $(BUF): tools/buf/package.json tools/buf/package-lock.json
-	npm ci --prefix tools/buf --ignore-scripts --no-audit --no-fund
+	cd tools/buf && npm ci --ignore-scripts --no-audit --no-fund
 	touch $@
