@@ -22,6 +22,8 @@ type Attempt struct {
 	Client netip.Addr
 	// ProxyV2 makes the header a binary one.
 	ProxyV2 bool
+	// Header replaces the PROXY header, if it is not nil.
+	Header []byte
 	// From is the loopback address the connection comes from; the zero value means 127.0.0.1.
 	From netip.Addr
 	// Forward is what a webmail says of its user: pairs of IMAP ID, or arguments of POP3 XCLIENT, in order.
@@ -127,7 +129,7 @@ func (a Attempt) open(ctx context.Context, direct, proxied string) (*conn, error
 		dialer.LocalAddr = net.TCPAddrFromAddrPort(netip.AddrPortFrom(a.From, 0))
 	}
 	address := direct
-	if a.Client.IsValid() {
+	if a.Client.IsValid() || a.Header != nil {
 		address = proxied
 	}
 	nc, err := dialer.DialContext(ctx, "tcp", address)
@@ -140,10 +142,14 @@ func (a Attempt) open(ctx context.Context, direct, proxied string) (*conn, error
 			return nil, errors.Join(err, nc.Close())
 		}
 	}
-	if a.Client.IsValid() {
-		header := proxyV1(a.Client)
-		if a.ProxyV2 {
+	if address == proxied {
+		header := a.Header
+		switch {
+		case header != nil:
+		case a.ProxyV2:
 			header = proxyV2(a.Client)
+		default:
+			header = proxyV1(a.Client)
 		}
 		if _, err := nc.Write(header); err != nil {
 			return nil, errors.Join(err, nc.Close())

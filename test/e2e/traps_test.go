@@ -199,3 +199,34 @@ func opened(t *testing.T, d *dovecot.Server) []string {
 	}
 	return names
 }
+
+// TestProxyHeader shows that the listener behind the load balancer takes nobody at their word who does not come through it.
+func TestProxyHeader(t *testing.T) {
+	w := newWorld(t, settings{})
+	t.Run("none", func(t *testing.T) {
+		got, err := w.dovecot.LoginIMAP(t.Context(), dovecot.Attempt{Header: []byte{}, User: bob, Password: right})
+		if err == nil {
+			t.Errorf("an answer without a PROXY header: %s", got.Text)
+		}
+	})
+	t.Run("LOCAL", func(t *testing.T) { // the load balancer itself, for example its health check
+		local := append([]byte("\r\n\r\n\x00\r\nQUIT\n"), 0x20, 0, 0, 0)
+		got := attempt(t, w.dovecot.LoginIMAP, dovecot.Attempt{Header: local, User: alice, Password: right})
+		if got.OK || got.Text != denial("imap", notAllowed("127.0.0.1")) {
+			t.Errorf("answer %q", got.Text)
+		}
+	})
+	t.Run("of somebody who is no load balancer", func(t *testing.T) {
+		d := startDovecot(t, w.Stack, "dovecot-balancer", people(), dovecot.Config{
+			Door: "http://" + w.sidecar.HTTP + "/dovecot", After: "haproxy_trusted_networks = 127.0.0.1/32",
+		})
+		a := from(inside, alice, right)
+		if got := attempt(t, d.LoginIMAP, a); !got.OK {
+			t.Errorf("through the load balancer: %s", got.Text)
+		}
+		a.From = netip.MustParseAddr("127.0.0.2")
+		if got, err := d.LoginIMAP(t.Context(), a); err == nil {
+			t.Errorf("past the load balancer: %s", got.Text)
+		}
+	})
+}

@@ -5,6 +5,7 @@ package main
 import (
 	"context"
 	"errors"
+	"flag"
 	"fmt"
 	"io"
 	"io/fs"
@@ -18,14 +19,6 @@ import (
 	"github.com/allowednets/allowednets/test/stack"
 )
 
-// The ports of the documentation.
-const (
-	policyListen = "127.0.0.1:7443"
-	policyAdmin  = "127.0.0.1:7490"
-	sidecarHTTP  = "127.0.0.1:7480"
-	sidecarAdmin = "127.0.0.1:7491"
-)
-
 // readyWithin bounds the start of each part.
 const readyWithin = time.Minute
 
@@ -33,7 +26,7 @@ func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
 	// `go run` ends on SIGTERM without telling us; then nobody would stop what runs.
 	_, _, _ = syscall.RawSyscall(syscall.SYS_PRCTL, syscall.PR_SET_PDEATHSIG, uintptr(syscall.SIGTERM), 0)
-	err := run(ctx, os.Stdout)
+	err := run(ctx, os.Args[1:], os.Stdout)
 	stop()
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "devstack:", err)
@@ -41,31 +34,58 @@ func main() {
 	}
 }
 
-func run(ctx context.Context, out io.Writer) (err error) {
+// config is the command line.
+type config struct {
+	dir, bin string
+	// The addresses of the documentation, unless others are asked for.
+	policyListen, policyAdmin, sidecarHTTP, sidecarAdmin string
+}
+
+func parse(args []string, root string) (config, error) {
+	var cfg config
+	flags := flag.NewFlagSet("devstack", flag.ContinueOnError)
+	flags.StringVar(&cfg.dir, "dir", filepath.Join(root, ".dev"), "folder of everything that is written")
+	flags.StringVar(&cfg.bin, "bin", filepath.Join(root, "bin"), "folder of the binaries")
+	flags.StringVar(&cfg.policyListen, "policy", "127.0.0.1:7443", "address of the policy service, RPCs")
+	flags.StringVar(&cfg.policyAdmin, "policy-admin", "127.0.0.1:7490", "address of the policy service, health and metrics")
+	flags.StringVar(&cfg.sidecarHTTP, "sidecar", "127.0.0.1:7480", "address of the sidecar, doors")
+	flags.StringVar(&cfg.sidecarAdmin, "sidecar-admin", "127.0.0.1:7491", "address of the sidecar, health and metrics")
+	if err := flags.Parse(args); err != nil {
+		return config{}, err
+	}
+	var err error
+	flags.VisitAll(func(f *flag.Flag) {
+		address := f.Value.String()
+		if !strings.HasPrefix(f.Usage, "address ") || err != nil {
+			return
+		}
+		if taken := stack.Taken(address); taken != nil {
+			err = fmt.Errorf("%s (%s) cannot be used: %w. Is another `make run` running? `ss -ltnp` shows who listens; -%s takes another", address, f.Usage, taken, f.Name)
+		}
+	})
+	return cfg, err
+}
+
+func run(ctx context.Context, args []string, out io.Writer) (err error) {
 	root, err := stack.Root()
 	if err != nil {
 		return err
 	}
-	for _, port := range []struct{ address, of string }{
-		{policyListen, "policy service, RPCs"}, {policyAdmin, "policy service, health and metrics"},
-		{sidecarHTTP, "sidecar, doors"}, {sidecarAdmin, "sidecar, health and metrics"},
-	} {
-		if err := stack.Taken(port.address); err != nil {
-			return fmt.Errorf("%s (%s) cannot be used: %w. Is another `make run` running? `ss -ltnp` shows who listens", port.address, port.of, err)
-		}
+	cfg, err := parse(args, root)
+	if err != nil {
+		return err
 	}
-	dir := filepath.Join(root, ".dev")
-	s, err := stack.New(dir, filepath.Join(root, "bin"))
+	s, err := stack.New(cfg.dir, cfg.bin)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, s.Close()) }()
 
 	// The store is created once. If it is lost later, the policy service says so, as it would in earnest.
-	created := filepath.Join(dir, "store-created")
+	created := s.Path("store-created")
 	_, statErr := os.Stat(created)
 	policy, err := s.StartPolicy(stack.PolicyConfig{
-		Listen: policyListen, Admin: policyAdmin,
+		Listen: cfg.policyListen, Admin: cfg.policyAdmin,
 		NoCreate: !errors.Is(statErr, fs.ErrNotExist), PermitNets: stack.DocumentationNets,
 	})
 	if err != nil {
@@ -77,17 +97,24 @@ func run(ctx context.Context, out io.Writer) (err error) {
 	if err := os.WriteFile(created, nil, 0o600); err != nil {
 		return err
 	}
-	sidecar, err := s.StartSidecar(stack.SidecarConfig{Policy: "localhost:7443", HTTP: sidecarHTTP, Admin: sidecarAdmin})
+	sidecar, err := s.StartSidecar(stack.SidecarConfig{Policy: cfg.policyListen, HTTP: cfg.sidecarHTTP, Admin: cfg.sidecarAdmin})
 	if err != nil {
 		return err
 	}
 	if err := ready(ctx, sidecar.Server); err != nil {
 		return err
 	}
-	if err := writeEnvironment(s, filepath.Join(dir, "env"), filepath.Join(root, "bin"), sidecar.Socket); err != nil {
+	if err := writeEnvironment(s.Path("env"), cfg.bin, s.Environment(cfg.policyListen, sidecar.Socket)); err != nil {
 		return err
 	}
-	fmt.Fprint(out, banner)
+	dir := cfg.dir
+	if wd, err := os.Getwd(); err == nil {
+		if short, err := filepath.Rel(wd, dir); err == nil && !strings.HasPrefix(short, "..") {
+			dir = short
+		}
+	}
+	fmt.Fprintf(out, banner, cfg.policyListen, cfg.policyAdmin, "http://"+cfg.sidecarHTTP, cfg.sidecarAdmin, dir,
+		"unix:"+filepath.Join(dir, filepath.Base(sidecar.Socket)))
 
 	select {
 	case <-ctx.Done():
@@ -110,9 +137,9 @@ func ready(ctx context.Context, server stack.Server) error {
 }
 
 // writeEnvironment writes what a shell reads with `. .dev/env`.
-func writeEnvironment(s *stack.Stack, path, bin, socket string) error {
+func writeEnvironment(path, bin string, variables []string) error {
 	var b strings.Builder
-	for _, v := range s.Environment("localhost:7443", socket) {
+	for _, v := range variables {
 		name, value, _ := strings.Cut(v, "=")
 		fmt.Fprintf(&b, "export %s=%s\n", name, quote(value))
 	}
@@ -125,14 +152,14 @@ func quote(s string) string { return "'" + strings.ReplaceAll(s, "'", `'\''`) + 
 
 const banner = `Allowed Nets is running.
 
-  policy service   localhost:7443          http://127.0.0.1:7490/readyz  /metrics
-  sidecar          unix:.dev/sidecar.sock  http://127.0.0.1:7491/readyz  /metrics
-                   http://127.0.0.1:7480   (doors: /v1/check and /dovecot)
-  logs and data    .dev/
+  policy service   %-22[1]s  http://%[2]s/readyz  /metrics
+  sidecar          %-22[6]s  http://%[4]s/readyz  /metrics
+                   %-22[3]s  (doors: /v1/check and /dovecot)
+  logs and data    %[5]s/
 
 Three lines to try, in another shell:
 
-  . .dev/env
+  . %[5]s/env
   allowednets set alice@example.org '192.0.2.0/24, 2001:db8::/32'
   allowednets check alice@example.org 9.9.9.9
 
