@@ -11,7 +11,9 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"google.golang.org/protobuf/types/known/durationpb"
 
+	checkv1 "github.com/allowednets/allowednets/gen/allowednets/check/v1"
 	decisionv1 "github.com/allowednets/allowednets/gen/allowednets/decision/v1"
 	"github.com/allowednets/allowednets/internal/allow"
 	"github.com/allowednets/allowednets/sidecar/internal/mirror"
@@ -135,4 +137,24 @@ func (d *Decider) stale(st *mirror.State) bool {
 	}
 	age, ok := st.Age(time.Now())
 	return !ok || age > d.cfg.DenyAfter
+}
+
+// requestOf reads the message of CheckService.
+func requestOf(req *checkv1.CheckRequest) Request {
+	return Request{Mailbox: req.GetMailbox(), Client: req.GetClientAddress(), Service: req.GetService()}
+}
+
+// message is the answer of CheckService.
+func (d Decision) message() *checkv1.CheckResponse {
+	resp := &checkv1.CheckResponse{Decision: &decisionv1.Decision{Verdict: d.Verdict, Reason: d.Reason}}
+	if d.Net.IsValid() {
+		resp.Decision.MatchedNet = allow.FormatNet(d.Net)
+	}
+	if d.State != nil {
+		resp.Decision.Revision = d.State.Revision
+		if age, ok := d.State.Age(time.Now()); ok {
+			resp.DataAge = durationpb.New(age)
+		}
+	}
+	return resp
 }

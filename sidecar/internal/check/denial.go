@@ -12,23 +12,17 @@ import (
 	"github.com/allowednets/allowednets/internal/allow"
 )
 
-// maxDenials is how many denials are logged in one second. Somebody who tries passwords from a thousand addresses must not
-// be able to fill the disk or to slow down the answers to others; the decisions counter still counts every one.
-const maxDenials = 100
-
-// denialLog is the log of denied attempts: the one place where a sidecar writes down mailboxes and addresses.
+// denialLog is the log of denied attempts: the one place where a sidecar writes down mailboxes and addresses. It is bounded:
+// somebody who tries passwords from a thousand addresses must not be able to fill the disk or to slow down the answers to
+// others. The counter of decisions still counts every one.
 type denialLog struct {
 	log      *slog.Logger
+	lines    limiter
 	unlogged prometheus.Counter
-
-	mu      sync.Mutex
-	second  time.Time
-	lines   int
-	skipped int
 }
 
 func (l *denialLog) write(ctx context.Context, mailbox allow.Mailbox, svc decisionv1.Service, d Decision) {
-	ok, skipped := l.take(time.Now())
+	ok, skipped := l.lines.take(time.Now())
 	if !ok {
 		l.unlogged.Inc()
 		return
@@ -37,24 +31,30 @@ func (l *denialLog) write(ctx context.Context, mailbox allow.Mailbox, svc decisi
 	if d.Client.IsValid() {
 		client = d.Client.String()
 	}
-	attrs := []slog.Attr{
+	l.log.LogAttrs(ctx, slog.LevelWarn, "access denied",
 		slog.String("mailbox", mailbox.String()), slog.String("client_address", client),
-		slog.String("service", serviceLabel(svc)), slog.String("reason", reasonLabel(d.Reason)),
-	}
-	if skipped > 0 {
-		attrs = append(attrs, slog.Int("denials_not_logged_before", skipped))
-	}
-	l.log.LogAttrs(ctx, slog.LevelWarn, "access denied", attrs...)
+		slog.String("service", serviceLabel(svc)), slog.String("reason", reasonLabel(d.Reason)), slog.Int("not_logged_before", skipped))
 }
 
-// take reports whether a line may be written, and how many were not since the last one.
-func (l *denialLog) take(now time.Time) (ok bool, skipped int) {
+// maxLines is how many lines a limiter lets through in a second.
+const maxLines = 100
+
+// limiter bounds a log. The zero value is ready; it is safe for concurrent use.
+type limiter struct {
+	mu      sync.Mutex
+	second  time.Time // when the present second began
+	lines   int       // in it
+	skipped int       // since the last line
+}
+
+// take reports whether a line may be written, and how many could not since the last one.
+func (l *limiter) take(now time.Time) (ok bool, skipped int) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if now.Sub(l.second) >= time.Second {
 		l.second, l.lines = now, 0
 	}
-	if l.lines == maxDenials {
+	if l.lines == maxLines {
 		l.skipped++
 		return false, 0
 	}

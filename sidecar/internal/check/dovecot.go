@@ -9,7 +9,6 @@ import (
 	"io"
 	"net/http"
 	"net/url"
-	"runtime/debug"
 	"strings"
 	"unicode"
 	"unicode/utf8"
@@ -55,7 +54,7 @@ type login struct {
 	login, remote, realRemote, protocol, stage, via string
 }
 
-// Requests of services Dovecot knows by name.
+// dovecotService is what the words of Dovecot mean, by the table in docs/semantics.md.
 func dovecotService(protocol string) decisionv1.Service {
 	switch protocol {
 	case "imap":
@@ -72,7 +71,7 @@ func dovecotService(protocol string) decisionv1.Service {
 	return decisionv1.Service_SERVICE_UNSPECIFIED
 }
 
-// forwardedService is what a trusted proxy says it logs in for.
+// forwardedService is what the words of a trusted proxy mean, by the same table.
 func forwardedService(via string) decisionv1.Service {
 	switch via {
 	case "webmail":
@@ -105,8 +104,7 @@ func (d *dovecotDoor) serve(w http.ResponseWriter, r *http.Request, authorized b
 func (d *dovecotDoor) recovered(r *http.Request, authorized bool) (a answer) {
 	defer func() {
 		if p := recover(); p != nil {
-			d.cfg.Log.ErrorContext(r.Context(), "panic in the Dovecot door", "panic", fmt.Sprint(p), "stack", string(debug.Stack()))
-			a = d.refuse(r.Context(), errors.New("panic"))
+			a = d.refuse(r.Context(), panicked(p))
 		}
 	}()
 	body, err := readBody(r.Body)
@@ -117,7 +115,7 @@ func (d *dovecotDoor) recovered(r *http.Request, authorized bool) (a answer) {
 		return d.refuse(r.Context(), errUnauthorized)
 	}
 	if r.Method != http.MethodPost {
-		return d.refuse(r.Context(), fmt.Errorf("%w: method %.20q", errRequest, r.Method))
+		return d.refuse(r.Context(), &requestError{problem: "the method must be POST"})
 	}
 	command, err := dovecotCommand(r.URL.RawQuery)
 	if err != nil {
@@ -176,19 +174,22 @@ func (d *dovecotDoor) refuse(ctx context.Context, err error) answer {
 // service says what the client wants.
 func (d *dovecotDoor) service(l login) (decisionv1.Service, error) {
 	svc := dovecotService(l.protocol)
-	if svc == decisionv1.Service_SERVICE_UNSPECIFIED || l.via == "" || !d.trusts(l.realRemote) {
+	if svc == decisionv1.Service_SERVICE_UNSPECIFIED {
+		return 0, &requestError{problem: fmt.Sprintf("the protocol %.20q is unknown", l.protocol)}
+	}
+	if l.via == "" || !d.trusts(l.realRemote) {
 		return svc, nil
 	}
 	via := forwardedService(l.via)
 	switch {
 	case via == decisionv1.Service_SERVICE_UNSPECIFIED:
-		return 0, fmt.Errorf("%w: a trusted proxy logs in for %.20q, which is unknown", errRequest, l.via)
+		return 0, &requestError{problem: fmt.Sprintf("a trusted proxy logs in for %.20q, which is unknown", l.via)}
 	case svc == decisionv1.Service_SERVICE_IMAP:
 		return via, nil // the proxy reads the mailbox through IMAP for somebody else
 	case via == decisionv1.Service_SERVICE_WEBMAIL:
 		return svc, nil
 	}
-	return 0, fmt.Errorf("%w: a trusted proxy logs in for %s through %s", errRequest, l.via, l.protocol)
+	return 0, &requestError{problem: fmt.Sprintf("a trusted proxy logs in for %s through %s", l.via, l.protocol)}
 }
 
 func (d *dovecotDoor) trusts(realRemote string) bool {
@@ -209,12 +210,12 @@ func (d *dovecotDoor) trusts(realRemote string) bool {
 func dovecotCommand(query string) (string, error) {
 	values, err := url.ParseQuery(strings.TrimLeft(query, "?&"))
 	if err != nil {
-		return "", fmt.Errorf("%w: the query cannot be read", errRequest)
+		return "", &requestError{problem: "the query cannot be read"}
 	}
 	if c := values["command"]; len(c) == 1 && (c[0] == "allow" || c[0] == "report") {
 		return c[0], nil
 	}
-	return "", fmt.Errorf("%w: the query must have one command, allow or report", errRequest)
+	return "", &requestError{problem: "the query must have one command, allow or report"}
 }
 
 // parseLogin reads the body. Names it does not know are ignored; names it knows must be strings, and must not contradict
@@ -225,7 +226,7 @@ func parseLogin(body []byte) (login, error) {
 		"login": &l.login, "remote": &l.remote, "real_remote": &l.realRemote, "protocol": &l.protocol, "stage": &l.stage, "via": &l.via,
 	}
 	dec := json.NewDecoder(bytes.NewReader(body))
-	bad := fmt.Errorf("%w: the body is no JSON object of strings", errRequest) // never with the text: there may be hashes in it
+	bad := &requestError{problem: "the body is no JSON object of strings, or contradicts itself"}
 	if t, err := dec.Token(); err != nil || t != json.Delim('{') {
 		return login{}, bad
 	}
@@ -262,7 +263,7 @@ func parseLogin(body []byte) (login, error) {
 	}
 	for _, name := range []string{"login", "remote", "protocol"} {
 		if !seen[name] {
-			return login{}, fmt.Errorf("%w: %s is missing", errRequest, name)
+			return login{}, &requestError{problem: name + " is missing; see auth_policy_request_attributes in integrations/dovecot"}
 		}
 	}
 	return l, nil
@@ -272,11 +273,11 @@ func parseLogin(body []byte) (login, error) {
 func readBody(body io.Reader) ([]byte, error) {
 	b, err := io.ReadAll(io.LimitReader(body, maxBody+1))
 	if err != nil {
-		return nil, fmt.Errorf("%w: the body cannot be read", errRequest)
+		return nil, &requestError{problem: "the body cannot be read"}
 	}
 	if len(b) > maxBody {
 		_, _ = io.Copy(io.Discard, io.LimitReader(body, maxDrained))
-		return nil, fmt.Errorf("%w: the body is too long", errRequest)
+		return nil, &requestError{problem: "the body is too long"}
 	}
 	return b, nil
 }

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"runtime/debug"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/grpc/codes"
@@ -22,18 +24,37 @@ const (
 	causeService      = "service_unknown"
 	causeRequest      = "bad_request"
 	causeUnauthorized = "unauthorized"
+	causeStopping     = "stopping"
 	causeInternal     = "internal"
 )
 
-// errRequest is wrapped by the errors of requests that a door cannot read.
-var errRequest = errors.New("bad request")
+var (
+	// errUnauthorized is a request without the token of --http-token-file.
+	errUnauthorized = errors.New("the bearer token is missing or wrong")
+	// errStopping ends a stream whose server stops.
+	errStopping = errors.New("the sidecar stops; try again")
+)
 
-// errUnauthorized is a request without the token of --http-token-file.
-var errUnauthorized = errors.New("the bearer token is missing or wrong")
+// requestError is a request that a door cannot read.
+type requestError struct {
+	problem string // fit for a log
+	detail  error  // may quote the request; nil if there is no more to say
+}
 
-// Faults counts and reports requests that got no answer.
+func (e *requestError) Error() string {
+	if e.detail == nil {
+		return e.problem
+	}
+	return e.problem + ": " + e.detail.Error()
+}
+
+// panicked turns what recover returned into an error.
+func panicked(p any) error { return fmt.Errorf("panic: %v\n%s", p, debug.Stack()) }
+
+// Faults counts and logs requests that got no answer. It is safe for concurrent use.
 type Faults struct {
 	log        *slog.Logger
+	lines      limiter
 	unanswered *prometheus.CounterVec
 }
 
@@ -45,18 +66,30 @@ func NewFaults(log *slog.Logger, reg prometheus.Registerer) (*Faults, error) {
 	if err := reg.Register(f.unanswered); err != nil {
 		return nil, fmt.Errorf("registering metrics: %w", err)
 	}
-	for _, door := range []string{doorGRPC, doorJSON, doorDovecot} {
-		f.unanswered.WithLabelValues(door, causeNotSynced)
-	}
 	return f, nil
 }
 
-// count notes that a door could not answer.
+// count notes that a door could not answer. What a client sent goes to the debug log only: it is personal data.
 func (f *Faults) count(ctx context.Context, door string, err error) {
 	cause := causeOf(err)
 	f.unanswered.WithLabelValues(door, cause).Inc()
-	// The text may quote what a client sent, which is personal data.
-	f.log.DebugContext(ctx, "no answer", "door", door, "cause", cause, "error", err)
+	level, problem := slog.LevelDebug, err.Error()
+	switch cause {
+	case causeInternal:
+		level = slog.LevelError
+	case causeRequest, causeUnauthorized: // somebody has configured a peer wrongly, and nobody can log in
+		level = slog.LevelWarn
+		if bad := new(requestError); errors.As(err, &bad) {
+			problem = bad.problem
+		}
+	}
+	if !f.log.Enabled(ctx, level) {
+		return
+	}
+	if ok, skipped := f.lines.take(time.Now()); ok {
+		f.log.LogAttrs(ctx, level, "request not answered", slog.String("door", door), slog.String("cause", cause),
+			slog.String("problem", problem), slog.Int("not_logged_before", skipped))
+	}
 }
 
 func causeOf(err error) string {
@@ -64,29 +97,36 @@ func causeOf(err error) string {
 		name    *allow.NameError
 		address *allow.AddressError
 		service *ServiceError
+		request *requestError
 	)
 	switch {
 	case errors.Is(err, ErrNotSynced):
 		return causeNotSynced
+	case errors.Is(err, errUnauthorized):
+		return causeUnauthorized
+	case errors.Is(err, errStopping):
+		return causeStopping
 	case errors.As(err, &name):
 		return causeMailbox
 	case errors.As(err, &address):
 		return causeAddress
 	case errors.As(err, &service):
 		return causeService
-	case errors.Is(err, errRequest):
+	case errors.As(err, &request):
 		return causeRequest
-	case errors.Is(err, errUnauthorized):
-		return causeUnauthorized
 	}
 	return causeInternal
 }
 
-// statusError is what a gRPC caller, and in JSON an HTTP caller, gets for an error.
+// statusError is what a caller of CheckService gets for an error, over gRPC or as JSON.
 func statusError(err error) error {
 	switch causeOf(err) {
 	case causeNotSynced:
 		return rpcerr.New(codes.Unavailable, decisionv1.ErrorReason_ERROR_REASON_NOT_SYNCED, err.Error())
+	case causeStopping:
+		return rpcerr.New(codes.Unavailable, decisionv1.ErrorReason_ERROR_REASON_OVERLOADED, err.Error())
+	case causeUnauthorized:
+		return rpcerr.New(codes.Unauthenticated, decisionv1.ErrorReason_ERROR_REASON_CALLER_NOT_PERMITTED, err.Error())
 	case causeMailbox:
 		return invalid(decisionv1.ErrorReason_ERROR_REASON_MAILBOX_INVALID, "mailbox", err)
 	case causeAddress:
@@ -95,8 +135,6 @@ func statusError(err error) error {
 		return invalid(decisionv1.ErrorReason_ERROR_REASON_FIELD_INVALID, "service", err)
 	case causeRequest:
 		return rpcerr.New(codes.InvalidArgument, decisionv1.ErrorReason_ERROR_REASON_FIELD_INVALID, err.Error())
-	case causeUnauthorized:
-		return rpcerr.New(codes.Unauthenticated, decisionv1.ErrorReason_ERROR_REASON_CALLER_NOT_PERMITTED, err.Error())
 	}
 	return rpcerr.New(codes.Internal, decisionv1.ErrorReason_ERROR_REASON_INTERNAL, "internal error")
 }

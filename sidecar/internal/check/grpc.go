@@ -4,14 +4,10 @@ import (
 	"context"
 	"errors"
 	"io"
-	"time"
 
 	"google.golang.org/grpc"
-	"google.golang.org/protobuf/types/known/durationpb"
 
 	checkv1 "github.com/allowednets/allowednets/gen/allowednets/check/v1"
-	decisionv1 "github.com/allowednets/allowednets/gen/allowednets/decision/v1"
-	"github.com/allowednets/allowednets/internal/allow"
 )
 
 const doorGRPC = "grpc"
@@ -37,14 +33,34 @@ func (g *GRPC) Drain() { close(g.stop) }
 func (g *GRPC) Check(ctx context.Context, req *checkv1.CheckRequest) (*checkv1.CheckResponse, error) {
 	dec, err := g.decider.Decide(ctx, requestOf(req))
 	if err != nil {
-		g.faults.count(ctx, doorGRPC, err)
-		return nil, statusError(err)
+		return nil, g.refuse(ctx, err)
 	}
-	return responseOf(dec), nil
+	return dec.message(), nil
 }
 
 // CheckStream implements CheckService.
 func (g *GRPC) CheckStream(stream grpc.BidiStreamingServer[checkv1.CheckStreamRequest, checkv1.CheckStreamResponse]) error {
+	// Nothing but the end of its handler ends a stream that waits in Recv. So the handler waits for the stop, and another
+	// goroutine for requests; it ends with the stream.
+	ended := make(chan error, 1)
+	go func() {
+		defer func() {
+			if p := recover(); p != nil {
+				ended <- g.refuse(stream.Context(), panicked(p))
+			}
+		}()
+		ended <- g.answer(stream)
+	}()
+	select {
+	case err := <-ended:
+		return err
+	case <-g.stop:
+		return statusError(errStopping)
+	}
+}
+
+func (g *GRPC) answer(stream grpc.BidiStreamingServer[checkv1.CheckStreamRequest, checkv1.CheckStreamResponse]) error {
+	ctx := stream.Context()
 	for {
 		req, err := stream.Recv()
 		if errors.Is(err, io.EOF) {
@@ -53,7 +69,7 @@ func (g *GRPC) CheckStream(stream grpc.BidiStreamingServer[checkv1.CheckStreamRe
 		if err != nil {
 			return err
 		}
-		resp, err := g.Check(stream.Context(), req.GetCheck())
+		resp, err := g.Check(ctx, req.GetCheck())
 		if err != nil {
 			return err
 		}
@@ -68,20 +84,7 @@ func (g *GRPC) GetStatus(context.Context, *checkv1.GetStatusRequest) (*checkv1.G
 	return g.status(), nil
 }
 
-func requestOf(req *checkv1.CheckRequest) Request {
-	return Request{Mailbox: req.GetMailbox(), Client: req.GetClientAddress(), Service: req.GetService()}
-}
-
-func responseOf(dec Decision) *checkv1.CheckResponse {
-	resp := &checkv1.CheckResponse{Decision: &decisionv1.Decision{Verdict: dec.Verdict, Reason: dec.Reason}}
-	if dec.Net.IsValid() {
-		resp.Decision.MatchedNet = allow.FormatNet(dec.Net)
-	}
-	if dec.State != nil {
-		resp.Decision.Revision = dec.State.Revision
-		if age, ok := dec.State.Age(time.Now()); ok {
-			resp.DataAge = durationpb.New(age)
-		}
-	}
-	return resp
+func (g *GRPC) refuse(ctx context.Context, err error) error {
+	g.faults.count(ctx, doorGRPC, err)
+	return statusError(err)
 }

@@ -9,6 +9,9 @@ import (
 	"strings"
 )
 
+// maxBody bounds the body of a request in octets.
+const maxBody = 64 << 10
+
 // HTTPConfig configures [HTTP].
 type HTTPConfig struct {
 	Decider *Decider

@@ -2,7 +2,6 @@ package check
 
 import (
 	"errors"
-	"fmt"
 	"io"
 	"mime"
 	"net/http"
@@ -17,9 +16,6 @@ import (
 
 const doorJSON = "json"
 
-// maxBody bounds the body of a request in octets.
-const maxBody = 64 << 10
-
 // jsonDoor is the plain HTTP door: POST /v1/check with the protojson form of CheckRequest, answered with that of CheckResponse,
 // or of google.rpc.Status and a matching HTTP status.
 type jsonDoor struct {
@@ -29,17 +25,22 @@ type jsonDoor struct {
 
 // serve answers a request, which is refused if it is not authorized.
 func (j *jsonDoor) serve(w http.ResponseWriter, r *http.Request, authorized bool) {
+	defer func() {
+		if p := recover(); p != nil {
+			j.refuse(w, r, 0, panicked(p))
+		}
+	}()
 	if !authorized {
 		j.refuse(w, r, 0, errUnauthorized)
 		return
 	}
 	if r.Method != http.MethodPost {
 		w.Header().Set("Allow", http.MethodPost)
-		j.refuse(w, r, http.StatusMethodNotAllowed, fmt.Errorf("%w: use POST", errRequest))
+		j.refuse(w, r, http.StatusMethodNotAllowed, &requestError{problem: "the method must be POST"})
 		return
 	}
 	if media, _, err := mime.ParseMediaType(r.Header.Get("Content-Type")); err != nil || media != "application/json" {
-		j.refuse(w, r, http.StatusUnsupportedMediaType, fmt.Errorf("%w: the Content-Type must be application/json", errRequest))
+		j.refuse(w, r, http.StatusUnsupportedMediaType, &requestError{problem: "the Content-Type must be application/json"})
 		return
 	}
 	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
@@ -48,12 +49,12 @@ func (j *jsonDoor) serve(w http.ResponseWriter, r *http.Request, authorized bool
 		if tooLarge := new(http.MaxBytesError); errors.As(err, &tooLarge) {
 			code = http.StatusRequestEntityTooLarge
 		}
-		j.refuse(w, r, code, fmt.Errorf("%w: reading the body: %w", errRequest, err))
+		j.refuse(w, r, code, &requestError{"the body cannot be read", err})
 		return
 	}
 	req := new(checkv1.CheckRequest)
 	if err := protojson.Unmarshal(body, req); err != nil {
-		j.refuse(w, r, http.StatusBadRequest, fmt.Errorf("%w: the body is no CheckRequest: %w", errRequest, err))
+		j.refuse(w, r, http.StatusBadRequest, &requestError{"the body is no CheckRequest", err})
 		return
 	}
 	dec, err := j.decider.Decide(r.Context(), requestOf(req))
@@ -61,7 +62,7 @@ func (j *jsonDoor) serve(w http.ResponseWriter, r *http.Request, authorized bool
 		j.refuse(w, r, 0, err)
 		return
 	}
-	writeJSON(w, http.StatusOK, responseOf(dec))
+	writeJSON(w, http.StatusOK, dec.message())
 }
 
 // refuse answers with an error, and with the HTTP status that fits it unless code is given.
