@@ -28,9 +28,11 @@ build: ## Build the static binaries into bin/
 	CGO_ENABLED=0 go build -trimpath -ldflags='-s -w' -o bin/allowednets-sidecar ./sidecar
 	CGO_ENABLED=0 go build -trimpath -ldflags='-s -w' -o bin/allowednets ./services/cli
 
+# Not `go run`, which answers Ctrl-C with an error.
 .PHONY: run
 run: build ## Start everything on this machine with sample data, until Ctrl-C
-	go run ./test/cmd/devstack
+	go build -o .tmp/bin/devstack ./test/cmd/devstack
+	@.tmp/bin/devstack
 
 # The black-box tests come last and alone: they time what they see.
 .PHONY: test
