@@ -15,8 +15,12 @@ import (
 	"github.com/allowednets/allowednets/internal/revision"
 )
 
-// rememberedChanges is how many of a mailbox's newest changes are searched for a request id.
-const rememberedChanges = 16
+const (
+	// rememberedChanges is how many of a mailbox's newest changes are searched for a request id.
+	rememberedChanges = 16
+	// saveTimeout bounds a save with all its repetitions and its wait for earlier saves of the mailbox.
+	saveTimeout = 6 * opTimeout
+)
 
 // Save is one change of one mailbox.
 type Save struct {
@@ -53,6 +57,8 @@ func (s *Store) Save(ctx context.Context, save Save) (rec Record, changed bool, 
 	if save.RequestID == "" {
 		save.RequestID = uuid.NewString() // so that our own repetition after an unknown outcome is safe
 	}
+	ctx, cancel := context.WithTimeout(ctx, saveTimeout)
+	defer cancel()
 	id := save.Mailbox.ID()
 	lock := s.locks[id[0]]
 	select {
@@ -87,7 +93,7 @@ func (s *Store) Save(ctx context.Context, save Save) (rec Record, changed bool, 
 type snapshot struct {
 	record  Record
 	metaMod int64
-	changes []change // newest first
+	changes []change // newest last
 }
 
 type change struct {
@@ -98,12 +104,7 @@ type change struct {
 func (s *Store) read(ctx context.Context, mailbox allow.Mailbox) (snapshot, error) {
 	ctx, cancel := context.WithTimeout(ctx, opTimeout)
 	defer cancel()
-	resp, err := s.client.Txn(ctx).Then(
-		clientv3.OpGet(metaKey),
-		clientv3.OpGet(mailboxKey(mailbox)),
-		clientv3.OpGet(changesOf(mailbox), clientv3.WithPrefix(), clientv3.WithLimit(rememberedChanges),
-			clientv3.WithSort(clientv3.SortByKey, clientv3.SortDescend)),
-	).Commit()
+	resp, err := s.client.Txn(ctx).Then(clientv3.OpGet(metaKey), clientv3.OpGet(mailboxKey(mailbox))).Commit()
 	if err != nil {
 		return snapshot{}, wrap("reading the record", err)
 	}
@@ -117,17 +118,44 @@ func (s *Store) read(ctx context.Context, mailbox allow.Mailbox) (snapshot, erro
 			return snapshot{}, err
 		}
 	}
-	for _, kv := range resp.Responses[2].GetResponseRange().Kvs {
-		c, after, err := decodeChange(kv, meta.epoch)
-		if err != nil {
-			return snapshot{}, err
-		}
-		snap.changes = append(snap.changes, change{requestID: c.GetRequestId(), after: after})
+	snap.changes, err = s.readChanges(ctx, snap.record, resp.Header.Revision)
+	if err != nil {
+		return snapshot{}, err
 	}
-	if n := len(snap.changes); snap.record.Version > 0 && (n == 0 || snap.changes[0].after.Revision != snap.record.Revision) {
+	newest := int64(0)
+	if n := len(snap.changes); n > 0 {
+		newest = snap.changes[n-1].after.Revision
+	}
+	if newest != snap.record.Revision {
 		return snapshot{}, fmt.Errorf("%w: the record of %s is not what its newest change left", ErrDamaged, mailbox)
 	}
 	return snap, nil
+}
+
+// readChanges returns the newest changes up to the record, as they were at etcd's revision at. They are found by their
+// numbers: for the last of a range, etcd would read and sort all of it. Without a record it looks for any change at all.
+func (s *Store) readChanges(ctx context.Context, rec Record, at int64) ([]change, error) {
+	first, end, limit := changesOf(rec.Mailbox), clientv3.GetPrefixRangeEnd(changesOf(rec.Mailbox)), int64(1)
+	if rec.Version > 0 {
+		first, end = changeKey(rec.Mailbox, max(1, rec.Version-rememberedChanges+1)), changeKey(rec.Mailbox, rec.Version+1)
+		limit = rememberedChanges
+	}
+	resp, err := s.client.Get(ctx, first, clientv3.WithRange(end), clientv3.WithLimit(limit))
+	if err != nil {
+		return nil, wrap("reading the changes", err)
+	}
+	var changes []change
+	for _, kv := range resp.Kvs {
+		if kv.ModRevision > at {
+			break // saved in between
+		}
+		c, after, err := decodeChange(kv, rec.Epoch)
+		if err != nil {
+			return nil, err
+		}
+		changes = append(changes, change{requestID: c.GetRequestId(), after: after})
+	}
+	return changes, nil
 }
 
 // step is what a save has to do next.
