@@ -1,6 +1,8 @@
 package store
 
 import (
+	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -125,10 +127,12 @@ func (r *Replica) Run(ctx context.Context) error {
 // causeOf names the failures that only a load cures; "" means that the watch may be resumed.
 func causeOf(err error) string {
 	switch {
-	case errors.Is(err, errGap), errors.Is(err, ErrDamaged):
+	case errors.Is(err, errGap):
 		return "gap"
 	case errors.Is(err, errBack), errors.Is(err, ErrNotCreated), errors.Is(err, ErrForeign):
 		return "history"
+	case errors.Is(err, ErrDamaged):
+		return "damaged"
 	case errors.Is(err, errScrub):
 		return "scrub"
 	case errors.Is(err, rpctypes.ErrCompacted):
@@ -159,6 +163,11 @@ func (r *Replica) load(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if old, filled := r.mirror.State(); filled && (h.epoch < old.Epoch ||
+		h.epoch == old.Epoch && (h.version < old.Version || h.revision < old.Revision)) {
+		return fmt.Errorf("%w: it went back from save %d at revision %d of epoch %d to save %d at revision %d of epoch %d: after restoring a backup raise the epoch",
+			ErrDamaged, old.Version, old.Revision, old.Epoch, h.version, h.revision, h.epoch)
+	}
 	var records []Record
 	var versions int64
 	err = r.store.scan(ctx, h.at, func(kv *mvccpb.KeyValue) error {
@@ -184,7 +193,7 @@ func (r *Replica) load(ctx context.Context) error {
 	return nil
 }
 
-// scan calls use for every record at the revision, keys only if keysOnly is among opts.
+// scan calls use for every record at the revision, ordered by key; opts may ask for keys only.
 func (s *Store) scan(ctx context.Context, rev int64, use func(*mvccpb.KeyValue) error, opts ...clientv3.OpOption) error {
 	ctx, cancel := context.WithCancel(ctx)
 	stream, err := s.client.GetStream(ctx, mailboxPrefix, append(opts, clientv3.WithPrefix(), clientv3.WithRev(rev))...)
@@ -198,6 +207,7 @@ func (s *Store) scan(ctx context.Context, rev int64, use func(*mvccpb.KeyValue) 
 		}
 	}()
 	var n, count int64
+	var last []byte
 	for {
 		chunk, more, err := receive(ctx, stream)
 		if err != nil {
@@ -207,6 +217,10 @@ func (s *Store) scan(ctx context.Context, rev int64, use func(*mvccpb.KeyValue) 
 			break
 		}
 		for _, kv := range chunk.Kvs {
+			if bytes.Compare(kv.Key, last) <= 0 { // one in place of another would not show in the sum
+				return fmt.Errorf("reading all records: %w: %s came after %s", ErrUnavailable, kv.Key, last)
+			}
+			last = kv.Key
 			if err := use(kv); err != nil {
 				return err
 			}
@@ -255,19 +269,23 @@ func (r *Replica) follow(ctx context.Context) error {
 	defer cancel()
 	background.Go(func() { r.readTails(ctx, tails) })
 	background.Go(func() { r.scrubAlways(ctx, scrubs) })
-	watch := client.Watch(clientv3.WithRequireLeader(ctx), logKey, clientv3.WithRev(from))
+	// Watch returns only once etcd has confirmed it, which a watch that hangs from its beginning never does.
+	begun := make(chan clientv3.WatchChan, 1)
+	background.Go(func() { begun <- client.Watch(clientv3.WithRequireLeader(ctx), logKey, clientv3.WithRev(from)) })
 
+	var watch clientv3.WatchChan
 	var behind time.Time // since when the watch is known to be behind
 	for {
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
+		case watch = <-begun:
 		case resp, ok := <-watch:
 			if !ok {
 				return fmt.Errorf("watching: %w: the watch ended", ErrUnavailable)
 			}
 			if err := resp.Err(); err != nil {
-				return wrap("watching", err)
+				return r.watchEnded(ctx, err)
 			}
 			for _, event := range resp.Events {
 				if err := r.applyNext(event); err != nil {
@@ -278,11 +296,13 @@ func (r *Replica) follow(ctx context.Context) error {
 			if err := t.check(); err != nil {
 				return err
 			}
-			if state, _ := r.mirror.State(); t.err != nil || t.head.version <= state.Version {
+			switch state, _ := r.mirror.State(); {
+			case t.err != nil: // tells nothing about the watch
+			case t.head.version <= state.Version:
 				behind = time.Time{}
-			} else if behind.IsZero() {
+			case behind.IsZero():
 				behind = time.Now()
-			} else if time.Since(behind) >= r.timing.Stall {
+			case time.Since(behind) >= r.timing.Stall:
 				return errStalled
 			}
 		case err := <-scrubs:
@@ -304,6 +324,17 @@ func (r *Replica) watchFrom(ctx context.Context, state State) (int64, error) {
 		return t.head.at + 1, nil
 	}
 	return state.Revision + 1, nil
+}
+
+// watchEnded says what an error of the watch means. That etcd forgot the watch's revision is no harm if nothing was saved
+// since: the next watch begins after now.
+func (r *Replica) watchEnded(ctx context.Context, err error) error {
+	if errors.Is(err, rpctypes.ErrCompacted) {
+		if t := r.readTail(ctx); t.err == nil && t.head.version == t.before.Version {
+			return fmt.Errorf("watching: %w: the revision was compacted", ErrUnavailable)
+		}
+	}
+	return wrap("watching", err)
 }
 
 // applyNext applies one event of log if it is the next save, and of the mailbox the next version.
@@ -347,7 +378,7 @@ func (t tail) check() error {
 	case errors.Is(t.err, ErrNotCreated), errors.Is(t.err, ErrDamaged), errors.Is(t.err, ErrForeign):
 		return t.err
 	case t.err == nil && (t.head.id != t.before.Store || t.head.epoch != t.before.Epoch || t.head.version < t.before.Version ||
-		t.head.version == t.before.Version && t.head.revision != t.before.Revision):
+		cmp.Compare(t.head.version, t.before.Version) != cmp.Compare(t.head.revision, t.before.Revision)):
 		return errBack
 	}
 	return nil
@@ -366,6 +397,9 @@ func (r *Replica) readTails(ctx context.Context, out chan<- tail) {
 func (r *Replica) scrubAlways(ctx context.Context, out chan<- error) {
 	every(ctx, r.timing.Scrub, func() {
 		err := r.scrub(ctx)
+		if err == nil {
+			r.damaged.Set(0) // the load that found damage did not read what is there
+		}
 		if !errors.Is(err, errScrub) && !errors.Is(err, ErrDamaged) {
 			if err != nil && ctx.Err() == nil {
 				r.log.WarnContext(ctx, "comparing with etcd failed", "error", err)
@@ -438,7 +472,9 @@ func (r *Replica) Barrier(ctx context.Context) (State, error) {
 	if t.err != nil {
 		return State{}, t.err
 	}
-	state, err := r.mirror.Wait(ctx, func(s State) bool { return s.Epoch == t.head.epoch && s.Version >= t.head.version })
+	state, err := r.mirror.Wait(ctx, func(s State) bool {
+		return s.Store == t.head.id && s.Epoch == t.head.epoch && s.Version >= t.head.version
+	})
 	return state, wrap("waiting for the newest save", err)
 }
 

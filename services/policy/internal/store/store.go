@@ -127,7 +127,10 @@ func (s *Store) identify(ctx context.Context, create bool) error {
 			s.cluster, s.id = h.cluster, h.id
 			return nil
 		case create && errors.Is(err, ErrNotCreated):
-			if err := s.create(ctx); err != nil && !errors.Is(err, ErrUnavailable) {
+			switch err = s.create(ctx); {
+			case err == nil:
+				continue
+			case !errors.Is(err, ErrUnavailable):
 				return err
 			}
 		case !errors.Is(err, ErrUnavailable):
