@@ -28,6 +28,8 @@ type Attempt struct {
 	From netip.Addr
 	// Forward is what a webmail says of its user: pairs of IMAP ID, or arguments of POP3 XCLIENT, in order.
 	Forward [][2]string
+	// ForwardAgain is a second IMAP ID.
+	ForwardAgain [][2]string
 
 	User, Password string
 	// Authorize is the user to act as, for SASL PLAIN, which is used if it is set.
@@ -51,9 +53,12 @@ func (d *Server) LoginIMAP(ctx context.Context, a Attempt) (Answer, error) {
 	if _, err := c.line(); err != nil {
 		return Answer{}, fmt.Errorf("greeting: %w", err)
 	}
-	if len(a.Forward) > 0 {
+	for _, forward := range [][][2]string{a.Forward, a.ForwardAgain} {
+		if len(forward) == 0 {
+			continue
+		}
 		var id []string
-		for _, kv := range a.Forward {
+		for _, kv := range forward {
 			id = append(id, imapString(kv[0]), imapString(kv[1]))
 		}
 		if _, err := c.command("i", "ID ("+strings.Join(id, " ")+")"); err != nil {

@@ -184,6 +184,8 @@ func TestForwardedAddress(t *testing.T) {
 	ip := func(address string) [2]string { return [2]string{"x-originating-ip", address} }
 	via := func(service string) [2]string { return [2]string{"x-forward-via", service} }
 	const trusted, other = "127.0.0.1", "127.0.0.2"
+	changed := webmail(trusted, alice, ip(outside), via("webmail"))
+	changed.ForwardAgain = [][2]string{ip(inside), via("caldav")}
 	tests := []struct {
 		name    string
 		attempt dovecot.Attempt
@@ -198,6 +200,7 @@ func TestForwardedAddress(t *testing.T) {
 		{"webmail that forwards junk", webmail(trusted, alice, ip("unknown"), via("webmail")), trusted},
 		// Dovecot reads the first address: a webmail must not pass on X-Forwarded-For as it came.
 		{"webmail that forwards a list", webmail(trusted, alice, ip(outside+", "+inside), via("webmail")), outside},
+		{"webmail that changes its mind", changed, outside},
 		{"unrestricted mailbox", webmail(trusted, bob, ip(outside), via("webmail")), ""},
 		{"alias, browser outside", webmail(trusted, sales, ip(outside), via("webmail")), "-"},
 		{"alias, browser inside", webmail(trusted, sales, ip(inside), via("webmail")), ""},

@@ -1,7 +1,9 @@
 package e2e
 
 import (
+	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net/netip"
 	"os"
@@ -12,8 +14,10 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/allowednets/allowednets/test/dovecot"
+	"github.com/allowednets/allowednets/test/stack"
 )
 
 // TestHostileNames logs in under names made to confuse: nobody gets in, and what they contain does not reach the protocol.
@@ -229,4 +233,41 @@ func TestProxyHeader(t *testing.T) {
 			t.Errorf("past the load balancer: %s", got.Text)
 		}
 	})
+}
+
+// TestSettingsBeside shows what other settings of Dovecot do to the list.
+func TestSettingsBeside(t *testing.T) {
+	w := newWorld(t, settings{})
+	tests := []struct {
+		name, setting string
+		refused       bool
+	}{
+		{"a cache of passwords does not matter", "auth_cache_size = 1M", true},
+		{"a dry run lets everybody in", "auth_policy_log_only = yes", false},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			d := startDovecot(t, w.Stack, "dovecot-beside", people(), dovecot.Config{Door: "http://" + w.sidecar.HTTP + "/dovecot", After: tt.setting})
+			for _, a := range []dovecot.Attempt{from(inside, alice, right), from(inside, sales, right)} {
+				if got := attempt(t, d.LoginIMAP, a); !got.OK {
+					t.Errorf("%s from inside: %s", a.User, got.Text)
+				}
+			}
+			for _, a := range []dovecot.Attempt{from(outside, alice, right), from(outside, sales, right)} {
+				if got := attempt(t, d.LoginIMAP, a); got.OK == tt.refused {
+					t.Errorf("%s from outside: %s", a.User, got.Text)
+				}
+			}
+			err := stack.Await(within(t, 10*time.Second), func(context.Context) error {
+				log, err := d.Log()
+				if n := strings.Count(log, "Authentication failure due to policy server refusal"); err == nil && n < 2 {
+					err = fmt.Errorf("%d refusals are in Dovecot's log", n)
+				}
+				return err
+			})
+			if err != nil {
+				t.Error(err)
+			}
+		})
+	}
 }
