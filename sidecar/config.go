@@ -13,6 +13,7 @@ import (
 	"unicode/utf8"
 
 	"github.com/alecthomas/kong"
+	"google.golang.org/grpc/credentials"
 
 	decisionv1 "github.com/allowednets/allowednets/gen/allowednets/decision/v1"
 	"github.com/allowednets/allowednets/internal/allow"
@@ -52,6 +53,7 @@ type config struct {
 	scope         allow.Scope
 	defaultDomain string
 	token         string
+	credentials   credentials.TransportCredentials
 }
 
 // resolve checks what can be checked before anything is opened. Its errors are of usage.
@@ -72,6 +74,9 @@ func (f flags) resolve() (config, error) {
 	if f.InsecurePlaintext && !serve.IsLoopback(f.PolicyAddress) {
 		return config{}, fmt.Errorf("--insecure-plaintext works only with a --policy-address on loopback, not with %q", f.PolicyAddress)
 	}
+	if c.credentials, err = f.Credentials(); err != nil {
+		return config{}, err
+	}
 	if f.AcceptCluster != "" {
 		if c.acceptCluster, err = strconv.ParseUint(f.AcceptCluster, 16, 64); err != nil || c.acceptCluster == 0 {
 			return config{}, fmt.Errorf("--accept-cluster=%q is no store's id: it is the hexadecimal number in the log line that asks for it", f.AcceptCluster)
@@ -80,9 +85,9 @@ func (f flags) resolve() (config, error) {
 	if f.Socket == "" && f.GRPCListen == "" && f.HTTPListen == "" {
 		return config{}, errors.New("--socket, --grpc-listen and --http-listen are all empty: nobody could ask anything")
 	}
-	for name, address := range map[string]string{"--grpc-listen": f.GRPCListen, "--http-listen": f.HTTPListen} {
-		if address != "" && !serve.IsLoopback(address) {
-			return config{}, fmt.Errorf("%s=%q is not on loopback, such as 127.0.0.1:7480: whoever reaches it learns who is restricted", name, address)
+	for _, listen := range []struct{ flag, address string }{{"--grpc-listen", f.GRPCListen}, {"--http-listen", f.HTTPListen}} {
+		if listen.address != "" && !serve.IsLoopback(listen.address) {
+			return config{}, fmt.Errorf("%s=%q is not on loopback, such as 127.0.0.1:7480: whoever reaches it learns who is restricted", listen.flag, listen.address)
 		}
 	}
 	if f.AdminListen != "" {

@@ -79,22 +79,21 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 
 // process is a sidecar that is built but does not run.
 type process struct {
-	log        *slog.Logger
-	cfg        config
-	registry   *prometheus.Registry
-	mirror     *mirror.Mirror
-	door       *check.GRPC
-	grpc       *serve.GRPC
-	grpcLis    []net.Listener
-	http       *check.HTTP
-	httpLis    net.Listener
-	adminLis   net.Listener
-	unixSocket net.Listener
+	cfg      config
+	log      *slog.Logger
+	registry *prometheus.Registry
+	mirror   *mirror.Mirror
+	grpc     *serve.GRPC
+	checks   *check.GRPC
+	web      *check.HTTP
+
+	// Nil if switched off.
+	socket, loopback, http, admin net.Listener
 }
 
 // build opens the listeners, then builds the rest. If it fails, what was opened is closed.
 func build(ctx context.Context, cfg config, log *slog.Logger) (_ *process, err error) {
-	p := &process{log: log, cfg: cfg, registry: prometheus.NewRegistry()}
+	p := &process{cfg: cfg, log: log, registry: prometheus.NewRegistry()}
 	defer func() {
 		if err != nil {
 			p.close()
@@ -103,14 +102,10 @@ func build(ctx context.Context, cfg config, log *slog.Logger) (_ *process, err e
 	if err := p.listen(ctx); err != nil {
 		return nil, err
 	}
-	creds, err := cfg.Credentials()
-	if err != nil {
-		return nil, err
-	}
 	p.registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	p.mirror, err = mirror.New(mirror.Config{
 		ID: cfg.ID, Version: version(), AcceptCluster: cfg.acceptCluster,
-		Dial: mirror.Dialer(cfg.PolicyAddress, creds), Log: log, Metrics: p.registry,
+		Dial: mirror.Dialer(cfg.PolicyAddress, cfg.credentials), Log: log, Metrics: p.registry,
 	})
 	if err != nil {
 		return nil, err
@@ -125,52 +120,47 @@ func build(ctx context.Context, cfg config, log *slog.Logger) (_ *process, err e
 	if err != nil {
 		return nil, err
 	}
-	p.door = check.NewGRPC(decider, faults, p.status)
+	p.checks = check.NewGRPC(decider, faults, p.status)
 	p.grpc, err = serve.NewGRPC(serve.GRPCConfig{
 		Credentials: insecure.NewCredentials(), // the listeners are a unix socket and loopback
 		Log:         log, Metrics: p.registry,
 		Workers: uint32(4 * runtime.GOMAXPROCS(0)),
-	}, func(r grpc.ServiceRegistrar) { checkv1.RegisterCheckServiceServer(r, p.door) })
+	}, func(r grpc.ServiceRegistrar) { checkv1.RegisterCheckServiceServer(r, p.checks) })
 	if err != nil {
 		return nil, err
 	}
-	p.http = check.NewHTTP(check.HTTPConfig{
+	p.web = check.NewHTTP(check.HTTPConfig{
 		Decider: decider, Faults: faults, Log: log, Token: cfg.token, DenialText: cfg.DenialText, TrustedProxies: cfg.TrustedProxies,
 	})
 	return p, nil
 }
 
-func (p *process) listen(ctx context.Context) error {
-	var err error
-	var open net.ListenConfig
+func (p *process) listen(ctx context.Context) (err error) {
 	if p.cfg.Socket != "" {
-		if p.unixSocket, err = listenUnix(ctx, p.cfg.Socket); err != nil {
+		if p.socket, err = listenUnix(ctx, p.cfg.Socket); err != nil {
 			return fmt.Errorf("--socket: %w", err)
 		}
-		p.grpcLis = append(p.grpcLis, p.unixSocket)
 	}
-	if p.cfg.GRPCListen != "" {
-		lis, err := open.Listen(ctx, "tcp", p.cfg.GRPCListen)
-		if err != nil {
-			return fmt.Errorf("--grpc-listen: %w", err)
+	for _, l := range []struct {
+		flag, address string
+		to            *net.Listener
+	}{
+		{"--grpc-listen", p.cfg.GRPCListen, &p.loopback},
+		{"--http-listen", p.cfg.HTTPListen, &p.http},
+		{"--admin-listen", p.cfg.AdminListen, &p.admin},
+	} {
+		if l.address == "" {
+			continue
 		}
-		p.grpcLis = append(p.grpcLis, lis)
-	}
-	if p.cfg.HTTPListen != "" {
-		if p.httpLis, err = open.Listen(ctx, "tcp", p.cfg.HTTPListen); err != nil {
-			return fmt.Errorf("--http-listen: %w", err)
-		}
-	}
-	if p.cfg.AdminListen != "" {
-		if p.adminLis, err = open.Listen(ctx, "tcp", p.cfg.AdminListen); err != nil {
-			return fmt.Errorf("--admin-listen: %w", err)
+		if *l.to, err = new(net.ListenConfig).Listen(ctx, "tcp", l.address); err != nil {
+			return fmt.Errorf("%s: %w", l.flag, err)
 		}
 	}
 	return nil
 }
 
 func (p *process) close() {
-	for _, lis := range append(p.grpcLis, p.httpLis, p.adminLis) {
+	for _, lis := range []net.Listener{p.socket, p.loopback, p.http, p.admin} {
 		if lis != nil {
 			_ = lis.Close()
 		}
@@ -189,24 +179,35 @@ func (p *process) run(ctx context.Context) error {
 		}
 		return nil
 	})
-	group.Go(func() error { return p.grpc.Run(ctx, p.door.Drain, p.grpcLis...) })
-	if p.httpLis != nil {
-		group.Go(func() error { return serve.HTTP(ctx, p.httpLis, p.http, p.log) })
-	}
-	if p.adminLis != nil {
-		ready := func() error {
-			if ctx.Err() != nil {
-				return errors.New("stopping")
-			}
-			if p.mirror.State() == nil {
-				return check.ErrNotSynced
-			}
-			return nil
+	var listeners []net.Listener
+	for _, lis := range []net.Listener{p.socket, p.loopback} {
+		if lis != nil {
+			listeners = append(listeners, lis)
 		}
-		group.Go(func() error { return serve.HTTP(ctx, p.adminLis, serve.Admin(p.registry, ready), p.log) })
+	}
+	group.Go(func() error { return p.grpc.Run(ctx, p.checks.Drain, listeners...) })
+	if p.http != nil {
+		group.Go(func() error { return serve.HTTP(ctx, p.http, p.web, p.log) })
+	}
+	if p.admin != nil {
+		group.Go(func() error {
+			return serve.HTTP(ctx, p.admin, serve.Admin(p.registry, func() error { return p.ready(ctx) }), p.log)
+		})
 	}
 	p.log.Info("the sidecar started", "version", version(), "id", p.cfg.ID, "policy_address", p.cfg.PolicyAddress)
 	return group.Wait()
+}
+
+// ready returns why no mail server should rely on this sidecar. The age of the data is no such reason: a control plane that
+// is down must not take mail down.
+func (p *process) ready(ctx context.Context) error {
+	if ctx.Err() != nil {
+		return errors.New("the sidecar stops")
+	}
+	if p.mirror.State() == nil {
+		return check.ErrNotSynced
+	}
+	return nil
 }
 
 // status answers GetStatus.

@@ -28,6 +28,12 @@ const (
 	causeInternal     = "internal"
 )
 
+func causes() []string {
+	return []string{
+		causeNotSynced, causeMailbox, causeAddress, causeService, causeRequest, causeUnauthorized, causeStopping, causeInternal,
+	}
+}
+
 var (
 	// errUnauthorized is a request without the token of --http-token-file.
 	errUnauthorized = errors.New("the bearer token is missing or wrong")
@@ -65,6 +71,11 @@ func NewFaults(log *slog.Logger, reg prometheus.Registerer) (*Faults, error) {
 	}, []string{"door", "cause"})}
 	if err := reg.Register(f.unanswered); err != nil {
 		return nil, fmt.Errorf("registering metrics: %w", err)
+	}
+	for _, door := range []string{doorGRPC, doorJSON, doorDovecot} {
+		for _, cause := range causes() {
+			f.unanswered.WithLabelValues(door, cause) // shown from the start
+		}
 	}
 	return f, nil
 }
