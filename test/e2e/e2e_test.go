@@ -10,9 +10,13 @@ import (
 	"testing"
 	"time"
 
+	"go.uber.org/goleak"
+
 	"github.com/allowednets/allowednets/test/dovecot"
 	"github.com/allowednets/allowednets/test/stack"
 )
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // startWithin bounds the start of anything on a busy machine.
 const startWithin = time.Minute

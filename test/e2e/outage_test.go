@@ -4,7 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"maps"
+	"net/http"
+	"regexp"
 	"slices"
 	"strings"
 	"sync"
@@ -17,7 +20,7 @@ import (
 
 // recoverWithin bounds how long logins may fail after everything is back. Dovecot's HTTP client backs off from a server
 // that was away: seconds after a short outage.
-const recoverWithin = time.Minute
+const recoverWithin = 90 * time.Second
 
 // load logs in without pause, inside and outside, and holds every answer against the model.
 type load struct {
@@ -242,6 +245,26 @@ func TestOutages(t *testing.T) {
 	}
 }
 
+// metrics returns what an admin port shows.
+func metrics(t *testing.T, admin string) string {
+	t.Helper()
+	client := &http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://"+admin+"/metrics", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp, err := client.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = resp.Body.Close() }()
+	text, err := io.ReadAll(resp.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(text)
+}
+
 // TestNobodyGetsInWithoutSidecar shows the closed door with every protocol, for restricted and unrestricted mailboxes.
 func TestNobodyGetsInWithoutSidecar(t *testing.T) {
 	w := newWorld(t, settings{})
@@ -289,6 +312,10 @@ func TestNobodyGetsInWithoutSidecar(t *testing.T) {
 		}
 		if err := stack.Ready(w.sidecar.Admin)(t.Context()); err == nil {
 			t.Error("the sidecar is ready without data")
+		}
+		counted := regexp.MustCompile(`(?m)^allowednets_sidecar_unanswered_total\{cause="not_synced",door="dovecot"\} [1-9]`)
+		if text := metrics(t, w.sidecar.Admin); !counted.MatchString(text) {
+			t.Errorf("the sidecar does not count requests without an answer:\n%s", text)
 		}
 	})
 	t.Run("and all is well when the policy service is back", func(t *testing.T) {
