@@ -870,7 +870,7 @@ type InvalidNet struct {
 	Message string `protobuf:"bytes,4,opt,name=message,proto3" json:"message,omitempty"`
 	// Entries that would be accepted instead; may be empty.
 	Suggestions []string `protobuf:"bytes,5,rep,name=suggestions,proto3" json:"suggestions,omitempty"`
-	// The refused special-purpose block, for PRIVATE and SPECIAL.
+	// The special-purpose block that is in the way, where one is; empty otherwise.
 	Block         string `protobuf:"bytes,6,opt,name=block,proto3" json:"block,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
