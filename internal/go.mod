@@ -5,7 +5,6 @@ go 1.26.0
 require (
 	github.com/allowednets/allowednets/gen v0.0.0
 	github.com/gaissmai/bart v0.30.0
-	github.com/google/go-cmp v0.7.0
 	github.com/prometheus/client_golang v1.25.0
 	go.uber.org/goleak v1.3.0
 	golang.org/x/net v0.62.0
