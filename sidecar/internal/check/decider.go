@@ -146,15 +146,20 @@ func requestOf(req *checkv1.CheckRequest) Request {
 
 // message is the answer of CheckService.
 func (d Decision) message() *checkv1.CheckResponse {
-	resp := &checkv1.CheckResponse{Decision: &decisionv1.Decision{Verdict: d.Verdict, Reason: d.Reason}}
+	m := new(struct { // in one allocation
+		resp checkv1.CheckResponse
+		dec  decisionv1.Decision
+		age  durationpb.Duration
+	})
+	m.resp.Decision, m.dec.Verdict, m.dec.Reason = &m.dec, d.Verdict, d.Reason
 	if d.Net.IsValid() {
-		resp.Decision.MatchedNet = allow.FormatNet(d.Net)
+		m.dec.MatchedNet = allow.FormatNet(d.Net)
 	}
 	if d.State != nil {
-		resp.Decision.Revision = d.State.Revision
+		m.dec.Revision = d.State.Revision
 		if age, ok := d.State.Age(time.Now()); ok {
-			resp.DataAge = durationpb.New(age)
+			m.resp.DataAge, m.age.Seconds, m.age.Nanos = &m.age, int64(age/time.Second), int32(age%time.Second)
 		}
 	}
-	return resp
+	return &m.resp
 }
