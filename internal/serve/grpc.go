@@ -2,6 +2,7 @@ package serve
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net"
@@ -63,6 +64,7 @@ func NewGRPC(cfg GRPCConfig, register func(grpc.ServiceRegistrar)) (*GRPC, error
 			Time: 20 * time.Second, Timeout: 10 * time.Second,
 			MaxConnectionAge: cfg.MaxConnectionAge, MaxConnectionAgeGrace: StopTimeout,
 		}),
+		grpc.ConnectionTimeout(StopTimeout), // a stop waits for connections that have not said what they are
 		grpc.MaxConcurrentStreams(1000),
 		grpc.NumStreamWorkers(cfg.Workers),
 	}
@@ -93,7 +95,7 @@ func (s *GRPC) Run(ctx context.Context, drain func(), listeners ...net.Listener)
 	group, ctx := errgroup.WithContext(ctx)
 	for _, lis := range listeners {
 		group.Go(func() error {
-			if err := s.Serve(lis); err != nil {
+			if err := s.Serve(lis); err != nil && !errors.Is(err, grpc.ErrServerStopped) { // ctx ended before it began
 				return fmt.Errorf("serving gRPC on %s: %w", lis.Addr(), err)
 			}
 			return nil
