@@ -85,7 +85,8 @@ type process struct {
 	mirror   *mirror.Mirror
 	grpc     *serve.GRPC
 	checks   *check.GRPC
-	web      *check.HTTP
+	web      *check.HTTP // for everybody on this machine
+	local    *check.HTTP // for those who may open the socket
 
 	// Nil if switched off.
 	socket, loopback, http, admin net.Listener
@@ -129,9 +130,12 @@ func build(ctx context.Context, cfg config, log *slog.Logger) (_ *process, err e
 	if err != nil {
 		return nil, err
 	}
-	p.web = check.NewHTTP(check.HTTPConfig{
-		Decider: decider, Faults: faults, Log: log, Token: cfg.token, DenialText: cfg.DenialText, TrustedProxies: cfg.TrustedProxies,
-	})
+	web := check.HTTPConfig{
+		Decider: decider, Faults: faults, Log: log, DenialText: cfg.DenialText, TrustedProxies: cfg.TrustedProxies,
+	}
+	p.local = check.NewHTTP(web)
+	web.Token = cfg.token
+	p.web = check.NewHTTP(web)
 	return p, nil
 }
 
@@ -180,10 +184,14 @@ func (p *process) run(ctx context.Context) error {
 		return nil
 	})
 	var listeners []net.Listener
-	for _, lis := range []net.Listener{p.socket, p.loopback} {
-		if lis != nil {
-			listeners = append(listeners, lis)
-		}
+	if p.socket != nil {
+		s := newSplitter(p.socket)
+		listeners = append(listeners, s.http2)
+		group.Go(func() error { return s.run(ctx) })
+		group.Go(func() error { return serve.HTTP(ctx, s.http1, p.local, p.log) })
+	}
+	if p.loopback != nil {
+		listeners = append(listeners, p.loopback)
 	}
 	group.Go(func() error { return p.grpc.Run(ctx, p.checks.Drain, listeners...) })
 	if p.http != nil {

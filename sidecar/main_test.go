@@ -213,7 +213,7 @@ func TestSocket(t *testing.T) {
 	if info, err := os.Stat(path); err != nil || info.Mode() != fs.ModeSocket|0o660 {
 		t.Errorf("%v, %v", info.Mode(), err)
 	}
-	if _, err := listenUnix(t.Context(), path); err == nil || !strings.Contains(err.Error(), "another process serves on "+path) {
+	if _, err := listenUnix(t.Context(), path); err == nil || err.Error() != "another process serves on "+path {
 		t.Errorf("a live socket: %v", err)
 	}
 	if conn, err := net.Dial("unix", path); err != nil { //nolint:noctx // a test
@@ -461,12 +461,23 @@ func TestProcess(t *testing.T) {
 		resp.GetForeignStore() || resp.GetRevision() != "1-7" || resp.GetRestrictedMailboxes() != 1 || resp.GetId() != "sidecar-1" || resp.GetVersion() == "" {
 		t.Errorf("status: %v, %v", resp, err)
 	}
-	if code, body := post(t, client, "http://"+httpAddress+"/v1/check", `{"mailbox":"alice@example.org","clientAddress":"1.1.1.1","service":"SERVICE_IMAP"}`); code != http.StatusOK || !strings.Contains(body, "REASON_NOT_IN_ALLOWED_NETS") {
+	if code, body := post(t, client, "http://"+httpAddress+"/v1/check", "s3cret", `{"mailbox":"alice@example.org","clientAddress":"1.1.1.1","service":"SERVICE_IMAP"}`); code != http.StatusOK || !strings.Contains(body, "REASON_NOT_IN_ALLOWED_NETS") {
 		t.Errorf("/v1/check: %d %s", code, body)
 	}
-	if code, body := post(t, client, "http://"+httpAddress+"/dovecot?command=allow", `{"login":"alice@example.org","remote":"1.1.1.1","protocol":"imap","stage":"before"}`); code != http.StatusOK ||
+	if code, body := post(t, client, "http://"+httpAddress+"/dovecot?command=allow", "s3cret", `{"login":"alice@example.org","remote":"1.1.1.1","protocol":"imap","stage":"before"}`); code != http.StatusOK ||
 		body != `{"status":-1,"msg":"Access from 1.1.1.1 is not allowed for this mailbox. Ask your administrator."}` {
 		t.Errorf("/dovecot: %d %s", code, body)
+	}
+	// The socket's mode says who may ask there, so it needs no token.
+	local := &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return new(net.Dialer).DialContext(ctx, "unix", socket)
+	}}
+	defer local.CloseIdleConnections()
+	if code, body := post(t, &http.Client{Transport: local, Timeout: 10 * time.Second}, "http://sidecar/v1/check", "", `{"mailbox":"alice@example.org","clientAddress":"8.8.8.8","service":"SERVICE_IMAP"}`); code != http.StatusOK || !strings.Contains(body, "REASON_MATCHED") {
+		t.Errorf("/v1/check over the socket: %d %s", code, body)
+	}
+	if code, body := post(t, client, "http://"+httpAddress+"/v1/check", "", "{}"); code != http.StatusUnauthorized {
+		t.Errorf("/v1/check without the token: %d %s", code, body)
 	}
 	metricsAreDescribed(t, client, "http://"+adminAddress+"/metrics")
 
@@ -554,14 +565,16 @@ func get(t *testing.T, client *http.Client, url string) (int, string) {
 	return send(t, client, req)
 }
 
-func post(t *testing.T, client *http.Client, url, body string) (int, string) {
+func post(t *testing.T, client *http.Client, url, token, body string) (int, string) {
 	t.Helper()
 	req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, url, strings.NewReader(body))
 	if err != nil {
 		t.Fatal(err)
 	}
 	req.Header.Set("Content-Type", "application/json")
-	req.Header.Set("Authorization", "Bearer s3cret")
+	if token != "" {
+		req.Header.Set("Authorization", "Bearer "+token)
+	}
 	return send(t, client, req)
 }
 
