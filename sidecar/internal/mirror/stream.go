@@ -22,7 +22,6 @@ const (
 // stream is one run of the feed. Everything in it belongs to the goroutine of follow.
 type stream struct {
 	m     *Mirror
-	ctx   context.Context //nolint:containedctx // a stream lives as long as its context
 	call  feedv1.FeedService_SyncClient
 	hello *feedv1.Hello
 
@@ -81,8 +80,8 @@ func (m *Mirror) follow(ctx context.Context) (inStep time.Duration, end *ended) 
 			}
 		}
 	})
-	s := &stream{m: m, ctx: ctx, call: call, hello: m.hello()}
-	end = s.run(received, failed)
+	s := &stream{m: m, call: call, hello: m.hello()}
+	end = s.run(ctx, received, failed)
 	m.connected.Store(false)
 	if !s.inStep.IsZero() {
 		inStep = time.Since(s.inStep)
@@ -101,7 +100,7 @@ func (m *Mirror) hello() *feedv1.Hello {
 	return h
 }
 
-func (s *stream) run(received <-chan *feedv1.SyncResponse, failed <-chan error) *ended {
+func (s *stream) run(ctx context.Context, received <-chan *feedv1.SyncResponse, failed <-chan error) *ended {
 	s.send(&feedv1.SyncRequest{Message: &feedv1.SyncRequest_Hello{Hello: s.hello}})
 	// The first question goes out before the state comes in, so that the first commit is already of a known age.
 	s.ping()
@@ -110,13 +109,13 @@ func (s *stream) run(received <-chan *feedv1.SyncResponse, failed <-chan error) 
 	for {
 		select {
 		case msg := <-received:
-			if end := s.handle(msg); end != nil {
+			if end := s.handle(ctx, msg); end != nil {
 				return end
 			}
 		case err := <-failed:
-			return endOf(s.ctx, err, s.welcome != nil)
-		case <-s.ctx.Done():
-			return endOf(s.ctx, s.ctx.Err(), s.welcome != nil)
+			return endOf(ctx, err, s.welcome != nil)
+		case <-ctx.Done():
+			return endOf(ctx, ctx.Err(), s.welcome != nil)
 		case <-ticker.C:
 			s.ping()
 		}
@@ -132,7 +131,7 @@ func (s *stream) ping() {
 	s.send(&feedv1.SyncRequest{Message: &feedv1.SyncRequest_Ping{Ping: &feedv1.Ping{Nonce: s.nonce}}})
 }
 
-func (s *stream) handle(msg *feedv1.SyncResponse) *ended {
+func (s *stream) handle(ctx context.Context, msg *feedv1.SyncResponse) *ended {
 	if drain := msg.GetDrain(); drain != nil {
 		return &ended{
 			cause: causeDrain, err: errDrain,
@@ -140,14 +139,14 @@ func (s *stream) handle(msg *feedv1.SyncResponse) *ended {
 		}
 	}
 	if w := msg.GetWelcome(); w != nil && s.welcome == nil {
-		return s.onWelcome(w)
+		return s.onWelcome(ctx, w)
 	}
 	if s.welcome == nil {
 		return endedf(causeMessage, "%T before the Welcome", msg.GetMessage())
 	}
 	switch msg := msg.GetMessage().(type) {
 	case *feedv1.SyncResponse_Changes:
-		return s.onChanges(msg.Changes)
+		return s.onChanges(ctx, msg.Changes)
 	case *feedv1.SyncResponse_Pong:
 		return s.onPong(msg.Pong)
 	default:
@@ -155,7 +154,7 @@ func (s *stream) handle(msg *feedv1.SyncResponse) *ended {
 	}
 }
 
-func (s *stream) onWelcome(w *feedv1.Welcome) *ended {
+func (s *stream) onWelcome(ctx context.Context, w *feedv1.Welcome) *ended {
 	m, st := s.m, s.m.State()
 	if w.GetCluster() == 0 || w.GetEpoch() == 0 {
 		return endedf(causeWelcome, "the policy service does not say which store it serves")
@@ -183,12 +182,12 @@ func (s *stream) onWelcome(w *feedv1.Welcome) *ended {
 	}
 	m.foreign.Store(false)
 	m.connected.Store(true)
-	m.cfg.Log.InfoContext(s.ctx, "feed stream opened", "cluster", strconv.FormatUint(w.GetCluster(), 16), "epoch", w.GetEpoch(),
+	m.cfg.Log.InfoContext(ctx, "feed stream opened", "cluster", strconv.FormatUint(w.GetCluster(), 16), "epoch", w.GetEpoch(),
 		"restart", w.GetRestart(), "from_revision", s.applied)
 	return nil
 }
 
-func (s *stream) onChanges(c *feedv1.Changes) *ended {
+func (s *stream) onChanges(ctx context.Context, c *feedv1.Changes) *ended {
 	if len(c.GetEntries()) > maxEntries {
 		return endedf(causeEntry, "%d entries in one message; at most %d are expected", len(c.GetEntries()), maxEntries)
 	}
@@ -208,10 +207,10 @@ func (s *stream) onChanges(c *feedv1.Changes) *ended {
 	if c.GetCommit() == nil {
 		return nil
 	}
-	return s.onCommit(c.GetCommit())
+	return s.onCommit(ctx, c.GetCommit())
 }
 
-func (s *stream) onCommit(c *feedv1.Commit) *ended {
+func (s *stream) onCommit(ctx context.Context, c *feedv1.Commit) *ended {
 	m, old := s.m, s.m.State()
 	token := revision.Token{Epoch: s.welcome.GetEpoch(), Revision: c.GetRevision()}
 	continues := old != nil && old.cluster == s.welcome.GetCluster() && old.token.Epoch == token.Epoch
@@ -242,7 +241,7 @@ func (s *stream) onCommit(c *feedv1.Commit) *ended {
 	m.metrics.commits.Inc()
 	if s.commits++; s.commits == 1 {
 		s.inStep = time.Now()
-		m.cfg.Log.InfoContext(s.ctx, "feed in step", "revision", next.Revision, "restricted_mailboxes", next.Index.Count())
+		m.cfg.Log.InfoContext(ctx, "feed in step", "revision", next.Revision, "restricted_mailboxes", next.Index.Count())
 	}
 	s.send(&feedv1.SyncRequest{Message: &feedv1.SyncRequest_Ack{Ack: &feedv1.Ack{Revision: token.Revision}}})
 	return nil
