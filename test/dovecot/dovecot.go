@@ -145,6 +145,9 @@ userdb {
   args = uid=mail gid=mail home={{.Dir}}/mail/%u
 }
 !include {{.Dir}}/allowednets-2.3.conf
+# As README.md says: the balancer and the webmail server of these tests are on this machine.
+haproxy_trusted_networks = 127.0.0.0/8
+login_trusted_networks = 127.0.0.1/32
 {{.After}}
 `
 
