@@ -327,10 +327,10 @@ func (r *Replica) watchFrom(ctx context.Context, state State) (int64, error) {
 }
 
 // watchEnded says what an error of the watch means. That etcd forgot the watch's revision is no harm if nothing was saved
-// since: the next watch begins after now.
+// since: the next watch begins after now. If that cannot be read, the next watch finds out.
 func (r *Replica) watchEnded(ctx context.Context, err error) error {
 	if errors.Is(err, rpctypes.ErrCompacted) {
-		if t := r.readTail(ctx); t.err == nil && t.head.version == t.before.Version {
+		if t := r.readTail(ctx); t.err != nil || t.head.version == t.before.Version {
 			return fmt.Errorf("watching: %w: the revision was compacted", ErrUnavailable)
 		}
 	}

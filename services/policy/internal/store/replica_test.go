@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"math/rand/v2"
 	"sync"
 	"sync/atomic"
@@ -38,7 +39,7 @@ type world struct {
 	stop    func()
 	saves   int
 	listed  [7]bool
-	lost    *history // for the oracle, when etcd does not have it any more
+	lost    etcdtest.History // for the oracle, when etcd does not have it any more
 }
 
 func newWorld(t *testing.T) *world {
@@ -61,12 +62,10 @@ func (w *world) start(timing Timing) *world {
 	w.run()
 	w.t.Cleanup(func() {
 		w.stop()
-		h := w.lost
-		if h == nil {
-			now := readHistory(w.t, w.etcd)
-			h = &now
+		if w.lost == nil {
+			w.lost = w.etcd.History()
 		}
-		w.witness.testify(w.t, *h)
+		w.witness.testify(w.t, w.lost)
 	})
 	return w
 }
@@ -638,6 +637,10 @@ func TestEditsByHand(t *testing.T) {
 		fresh bool
 	}{
 		{name: "record edited", goes: true, scrub: true, edit: func(t *testing.T, w *world) { put(t, w.etcd, mailboxPrefix+name, encoded(t, edited)) }},
+		{name: "record edited, its version kept", goes: true, scrub: true, edit: func(t *testing.T, w *world) {
+			kv := contents(t, w.etcd)[mailboxPrefix+name]
+			put(t, w.etcd, mailboxPrefix+name, encoded(t, &storev1.Mailbox{Nets: []string{"9.9.9.9"}, Version: kv.Version}))
+		}},
 		{name: "record edited with its version", goes: true, scrub: true, edit: func(t *testing.T, w *world) {
 			kv := contents(t, w.etcd)[mailboxPrefix+name]
 			put(t, w.etcd, mailboxPrefix+name, encoded(t, &storev1.Mailbox{Nets: []string{"9.9.9.9"}, Version: kv.Version + 1}))
@@ -701,7 +704,7 @@ func TestEditsByHand(t *testing.T) {
 			}
 			w.start(timing)
 			good := w.await()
-			h := readHistory(t, w.etcd)
+			h := w.etcd.History()
 			tt.edit(t, w)
 			until(t, "the notice", func() bool {
 				if tt.undamaged {
@@ -726,17 +729,17 @@ func TestEditsByHand(t *testing.T) {
 			if _, err := w.replica.Barrier(short); !errors.Is(err, ErrUnavailable) {
 				t.Errorf("Barrier = %v", err)
 			}
-			w.lost = &h
+			w.lost = h
 		})
+		if tt.fresh {
+			continue
+		}
 		t.Run(tt.name+" before a replica starts", func(t *testing.T) {
 			t.Parallel()
-			if tt.fresh {
-				t.Skip("there is nothing to tell it by")
-			}
 			w := newWorld(t)
 			w.save(20)
-			h := readHistory(t, w.etcd)
-			w.lost = &h
+			h := w.etcd.History()
+			w.lost = h
 			tt.edit(t, w)
 			s, err := Open(within(t), Config{Endpoints: []string{w.etcd.Endpoint()}}, false)
 			if errors.Is(err, ErrDamaged) || errors.Is(err, ErrNotCreated) {
@@ -755,22 +758,29 @@ func TestEditsByHand(t *testing.T) {
 	}
 }
 
-// TestEpochRaised: an operator acknowledges a restored backup.
+// TestEpochRaised: an operator acknowledges a restored backup, and somebody may save before the replica looks.
 func TestEpochRaised(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
-	w.save(20)
-	w.start(quick)
-	before := w.await()
-	put(t, w.etcd, metaKey, encoded(t, &storev1.Meta{Format: 1, Epoch: 2, Id: w.writer.id}))
-	after := w.await()
-	if after.Epoch != 2 || after.Revision <= before.Revision || after.Version != before.Version || after.Store != before.Store {
-		t.Errorf("the state went from %+v to %+v", before, after)
-	}
-	w.save(5)
-	w.await()
-	if _, err := w.replica.Barrier(within(t)); err != nil {
-		t.Error(err)
+	for _, saves := range []int{0, 1} {
+		t.Run(fmt.Sprintf("%d saves", saves), func(t *testing.T) {
+			w := newWorld(t)
+			w.save(20)
+			timing := quick
+			timing.Tail = 300 * time.Millisecond
+			w.start(timing)
+			before := w.await()
+			put(t, w.etcd, metaKey, encoded(t, &storev1.Meta{Format: 1, Epoch: 2, Id: w.writer.id}))
+			w.save(saves)
+			after := w.await()
+			if after.Epoch != 2 || after.Revision <= before.Revision || after.Version != before.Version+int64(saves) || after.Store != before.Store {
+				t.Errorf("the state went from %+v to %+v", before, after)
+			}
+			w.save(5)
+			w.await()
+			if _, err := w.replica.Barrier(within(t)); err != nil {
+				t.Error(err)
+			}
+		})
 	}
 }
 
@@ -804,21 +814,31 @@ func TestMetaComesBack(t *testing.T) {
 
 // TestBackupRestored: etcd goes back to a backup whose epoch nobody raised, then somebody raises it.
 func TestBackupRestored(t *testing.T) {
-	for _, later := range []int{0, 3} { // saves after the restore
-		t.Run(fmt.Sprint(later), func(t *testing.T) {
+	for _, tt := range []struct {
+		name             string
+		unrelated, later int
+	}{
+		{name: "to fewer saves"},
+		{name: "to fewer saves, and then more", later: 3},
+		{name: "to lower revisions, and then more saves", unrelated: 50, later: 15},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
 			w := newWorld(t)
 			w.save(20)
 			backup := w.etcd.Backup()
+			for range tt.unrelated {
+				put(t, w.etcd, "unrelated", nil)
+			}
 			w.save(10)
 			w.start(quick)
 			good := w.await()
-			h := readHistory(t, w.etcd)
+			h := w.etcd.History()
 			w.wire.OnCall(func(context.Context, any, any, func() error) error { return errWire }) // it does not look meanwhile
 			w.wire.OnRecv(func(context.Context, any, func() error) error { return errWire })
 			w.etcd.Restore(backup)
 			w.saves, w.listed = w.saves+1000, [7]bool{} // other lists than before
-			w.save(later)
+			w.save(tt.later)
 			w.wire.OnCall(nil)
 			w.wire.OnRecv(nil)
 			until(t, "the notice", func() bool { return w.damaged() })
@@ -844,8 +864,8 @@ func TestVolumeLost(t *testing.T) {
 	w.save(20)
 	w.start(quick)
 	good := w.await()
-	h := readHistory(t, w.etcd)
-	w.lost = &h
+	h := w.etcd.History()
+	w.lost = h
 	w.etcd.Lose()
 	until(t, "the notice", w.damaged)
 	if _, err := Open(within(t), Config{Endpoints: []string{w.etcd.Endpoint()}}, false); !errors.Is(err, ErrNotCreated) {
@@ -878,32 +898,39 @@ func TestEtcdRestarts(t *testing.T) {
 
 // TestCompaction: etcd forgets what a replica that was away has not seen.
 func TestCompaction(t *testing.T) {
-	cut := func(w *world) {
-		w.wire.OnCall(func(context.Context, any, any, func() error) error { return errWire })
-		w.wire.OnRecv(func(context.Context, any, func() error) error { return errWire })
-	}
 	for _, saves := range []int{0, 1, 10} {
 		t.Run(fmt.Sprintf("away for %d saves", saves), func(t *testing.T) {
 			t.Parallel()
 			w := newWorld(t)
 			w.save(20)
 			w.start(quick).await()
-			cut(w)
+			w.wire.OnCall(func(context.Context, any, any, func() error) error { return errWire })
+			w.wire.OnRecv(func(context.Context, any, func() error) error { return errWire })
+			w.etcd.Restart() // breaks the watch
 			w.save(saves)
-			put(t, w.etcd, "unrelated", nil) // so that the compacted revision is after the replica's
+			for range 3 { // so that the compacted revision is after the replica's
+				put(t, w.etcd, "unrelated", nil)
+			}
 			w.etcd.Compact(t.Context())
+			var begun atomic.Int64
+			w.wire.OnRecv(func(_ context.Context, msg any, recv func() error) error {
+				err := recv()
+				if watch, ok := msg.(*pb.WatchResponse); ok && err == nil && watch.GetCreated() {
+					begun.Add(1)
+				}
+				return err
+			})
 			w.wire.OnCall(nil)
-			w.wire.OnRecv(nil)
-			w.save(1)
+			until(t, "another watch", func() bool { return begun.Load() > 0 })
 			w.await()
 			w.save(5)
 			w.await()
-			want := float64(0)
+			want := map[string]float64{"start": 1}
 			if saves > 0 {
-				want = 1
+				want["compacted"] = 1
 			}
-			if loads := w.loads(); loads["compacted"] > want || loads["start"] != 1 || len(loads) > 1+int(want) {
-				t.Errorf("loads %v, want %v of compacted", loads, want)
+			if loads := w.loads(); !maps.Equal(loads, want) {
+				t.Errorf("loads %v, want %v", loads, want)
 			}
 		})
 	}
@@ -920,25 +947,32 @@ func TestCompaction(t *testing.T) {
 		w.save(5)
 		w.await()
 	})
-	t.Run("the watch itself is told", func(t *testing.T) { // one that was long silent reconnects by itself at a compacted revision
+	t.Run("a watch that was silent for long", func(t *testing.T) { // reconnects by itself, at a revision that is gone
 		t.Parallel()
 		w := newWorld(t)
 		w.save(20)
 		w.start(quick).await()
-		var told atomic.Int64
+		var told, begun atomic.Int64
 		w.wire.OnRecv(func(_ context.Context, msg any, recv func() error) error {
-			watch, ok := msg.(*pb.WatchResponse)
-			if err := recv(); err != nil || !ok || told.Add(1) != 1 {
-				return err
+			err := recv()
+			if watch, ok := msg.(*pb.WatchResponse); ok && err == nil {
+				if watch.GetCompactRevision() > 0 {
+					told.Add(1)
+				} else if watch.GetCreated() && told.Load() > 0 {
+					begun.Add(1)
+				}
 			}
-			watch.Events, watch.CompactRevision, watch.Canceled = nil, 5, true
-			return nil
+			return err
 		})
-		w.save(1)
-		w.await()
+		for range 3 {
+			put(t, w.etcd, "unrelated", nil)
+		}
+		w.etcd.Compact(t.Context())
+		w.etcd.Restart()
+		until(t, "another watch", func() bool { return begun.Load() > 0 })
 		w.save(5)
 		w.await()
-		if loads := w.loads(); told.Load() == 0 || loads["compacted"] > 1 {
+		if loads := w.loads(); len(loads) != 1 || loads["start"] != 1 {
 			t.Errorf("loads %v", loads)
 		}
 	})
@@ -1010,7 +1044,7 @@ func TestScrubFindsOurFault(t *testing.T) {
 	timing := quick
 	timing.Scrub = 100 * time.Millisecond
 	w.start(timing).await()
-	w.witness.testify(t, readHistory(t, w.etcd))
+	w.witness.testify(t, w.etcd.History())
 	w.mirror.mu.Lock()
 	e := w.mirror.entries[mailbox(t, "user1@example.com")]
 	delete(w.mirror.entries, e.Mailbox)

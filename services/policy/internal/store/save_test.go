@@ -610,6 +610,31 @@ func TestSaveDuringEpochChange(t *testing.T) {
 	}
 }
 
+// TestReadAmongSaves: what others save between the two reads of a Get or a save is not taken for damage.
+func TestReadAmongSaves(t *testing.T) {
+	t.Parallel()
+	e := etcdtest.Start(t)
+	wire := &etcdtest.Wire{}
+	s, other := open(t, e, wire), open(t, e, &etcdtest.Wire{})
+	alice := mailbox(t, "alice@example.com")
+	n := 0
+	wire.OnCall(func(_ context.Context, req, _ any, call func() error) error {
+		if _, second := req.(*pb.RangeRequest); second && n < 3 {
+			mustSave(t, other, Save{Mailbox: alice, List: nthList(t, n)})
+			n++
+		}
+		return call()
+	})
+	for version := range int64(2) {
+		if rec, err := s.Get(t.Context(), alice); err != nil || rec.Version != version {
+			t.Errorf("Get = %+v, %v, want version %d", rec, err, version)
+		}
+	}
+	if rec, changed, err := s.Save(t.Context(), Save{Mailbox: alice, List: nthList(t, 9)}); err != nil || !changed || rec.Version != 4 {
+		t.Errorf("Save = %+v, %v, %v, want version 4", rec, changed, err)
+	}
+}
+
 // TestSaveIsBounded: with a store that does not answer, a save and those that wait behind it end, by the caller's
 // deadline or by our own.
 func TestSaveIsBounded(t *testing.T) {

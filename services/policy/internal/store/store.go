@@ -108,7 +108,6 @@ func (c Config) dial() (*clientv3.Client, error) {
 		DialOptions:          c.DialOptions,
 		DialKeepAliveTime:    10 * time.Second,
 		DialKeepAliveTimeout: 5 * time.Second,
-		PermitWithoutStream:  true,
 		MaxCallRecvMsgSize:   64 << 20,
 		Logger:               zap.NewNop(), // every failure reaches us as an error, and is logged once, by whoever handles it
 	})
