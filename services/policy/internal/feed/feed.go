@@ -213,9 +213,7 @@ func (s *Service) position(ctx context.Context, hello *feedv1.Hello) (store.Stat
 		return state, unavailable(decisionv1.ErrorReason_ERROR_REASON_STORE_UNAVAILABLE, "the store did not answer in time")
 	}
 	if ahead(hello, state) {
-		return state, rpcerr.New(codes.FailedPrecondition, decisionv1.ErrorReason_ERROR_REASON_HISTORY_WENT_BACK,
-			fmt.Sprintf("the sidecar is at epoch %d revision %d, the store only at epoch %d revision %d: after restoring a backup raise the epoch",
-				hello.GetEpoch(), hello.GetRevision(), state.Epoch, state.Revision))
+		return state, wentBack(hello.GetEpoch(), hello.GetRevision(), state)
 	}
 	return state, nil
 }
@@ -223,6 +221,12 @@ func (s *Service) position(ctx context.Context, hello *feedv1.Hello) (store.Stat
 func ahead(hello *feedv1.Hello, state store.State) bool {
 	return hello.GetCluster() == state.Store &&
 		(hello.GetEpoch() > state.Epoch || hello.GetEpoch() == state.Epoch && hello.GetRevision() > state.Revision)
+}
+
+func wentBack(epoch uint64, revision int64, state store.State) error {
+	return rpcerr.New(codes.FailedPrecondition, decisionv1.ErrorReason_ERROR_REASON_HISTORY_WENT_BACK,
+		fmt.Sprintf("the sidecar is at epoch %d revision %d, the store only at epoch %d revision %d: after restoring a backup raise the epoch",
+			epoch, revision, state.Epoch, state.Revision))
 }
 
 func unavailable(reason decisionv1.ErrorReason, message string) error {

@@ -32,7 +32,8 @@ type stream struct {
 	skipCleared int64
 	restart     bool
 	caughtUp    func()                 // at every commit
-	sent        atomic.Pointer[commit] // newest commit sent
+	committed   store.State            // newest commit sent
+	sent        atomic.Pointer[commit] // the same, for acks
 
 	pings    chan uint64       // newest ping
 	pongs    chan *feedv1.Pong // newest pong
@@ -61,11 +62,18 @@ func (st *stream) run() error {
 	}
 	for {
 		b := st.mirror.After(st.cursor, st.skipCleared, batchEntries, batchBytes)
-		if b.State.Store != st.identity.Store || b.State.Epoch != st.identity.Epoch || st.cursor > b.State.Revision {
-			return unavailable(decisionv1.ErrorReason_ERROR_REASON_HISTORY_WENT_BACK, "the store's history changed; say hello again")
-		}
-		if err := st.send(b); err != nil {
-			return err
+		switch {
+		case b.State.Store != st.identity.Store || b.State.Epoch != st.identity.Epoch:
+			return unavailable(decisionv1.ErrorReason_ERROR_REASON_OVERLOADED, "the store has another epoch; say hello again")
+		case b.State.Revision < st.cursor:
+			return wentBack(st.identity.Epoch, st.cursor, b.State)
+		case b.State.Revision == st.committed.Revision && b.State != st.committed:
+			// The mirror was wrong and was put right. The sidecar holds what was wrong, and a new hello shows it.
+			return unavailable(decisionv1.ErrorReason_ERROR_REASON_OVERLOADED, "what was sent was wrong; say hello again")
+		case b.State != st.committed: // else the mirror was filled anew, with the same
+			if err := st.send(b); err != nil {
+				return err
+			}
 		}
 		if err := st.wait(ctx, b); err != nil {
 			if errors.Is(err, errLeft) {
@@ -92,6 +100,7 @@ func (st *stream) send(b store.Batch) error {
 	st.entries.Add(float64(len(b.Entries)))
 	st.cursor = b.Next
 	if b.Head {
+		st.committed = b.State
 		st.caughtUp()
 	}
 	return nil
