@@ -35,8 +35,8 @@ type flags struct {
 	HTTPListen  string `name:"http-listen" env:"ALLOWEDNETS_HTTP_LISTEN" default:"127.0.0.1:7480" placeholder:"ADDRESS" help:"Loopback address of the HTTP API and of the Dovecot door (${default}). Empty: none."`
 	AdminListen string `env:"ALLOWEDNETS_ADMIN_LISTEN" default:":7491" placeholder:"ADDRESS" help:"Address of health and metrics (${default}). Empty: none."`
 
-	HTTPTokenFile  string         `name:"http-token-file" env:"ALLOWEDNETS_HTTP_TOKEN_FILE" type:"path" placeholder:"FILE" help:"Holds the bearer token that every request to --http-listen must carry. Default: none is needed."`
-	TrustedProxies []netip.Prefix `env:"ALLOWEDNETS_TRUSTED_PROXIES" placeholder:"NET,…" help:"Peers of Dovecot that may say for which service they log in (x-forward-via), such as webmail."`
+	HTTPTokenFile  string   `name:"http-token-file" env:"ALLOWEDNETS_HTTP_TOKEN_FILE" type:"path" placeholder:"FILE" help:"Holds the bearer token that every request to --http-listen must carry. Default: none is needed."`
+	TrustedProxies []string `env:"ALLOWEDNETS_TRUSTED_PROXIES" placeholder:"NET,…" help:"Peers of Dovecot that may say for which service they log in (x-forward-via), such as webmail."`
 
 	DefaultDomain    string        `env:"ALLOWEDNETS_DEFAULT_DOMAIN" placeholder:"DOMAIN" help:"Domain of mailbox names that come without one. Default: they are refused."`
 	RestrictServices []string      `env:"ALLOWEDNETS_RESTRICT_SERVICES" placeholder:"SERVICE,…" help:"Services to restrict beyond imap, pop3, managesieve and webmail. Only smtp-submission can be."`
@@ -49,11 +49,12 @@ type flags struct {
 // config is what the flags mean.
 type config struct {
 	flags
-	acceptCluster uint64
-	scope         allow.Scope
-	defaultDomain string
-	token         string
-	credentials   credentials.TransportCredentials
+	acceptCluster  uint64
+	trustedProxies []netip.Prefix
+	scope          allow.Scope
+	defaultDomain  string
+	token          string
+	credentials    credentials.TransportCredentials
 }
 
 // resolve checks what can be checked before anything is opened. Its errors are of usage.
@@ -103,11 +104,12 @@ func (f flags) resolve() (config, error) {
 	if c.scope, err = parseScope(f.RestrictServices); err != nil {
 		return config{}, err
 	}
-	for i, p := range f.TrustedProxies {
-		if p.Addr().Is4In6() {
-			return config{}, fmt.Errorf("--trusted-proxies: %v must be written as an IPv4 net", p)
+	for _, text := range f.TrustedProxies {
+		p, err := parseProxy(strings.TrimSpace(text))
+		if err != nil {
+			return config{}, fmt.Errorf("--trusted-proxies: %w", err)
 		}
-		c.TrustedProxies[i] = p.Masked()
+		c.trustedProxies = append(c.trustedProxies, p)
 	}
 	if f.DenyAfter < 0 || f.DenyAfter > 0 && f.DenyAfter < minDenyAfter {
 		return config{}, fmt.Errorf("--deny-after=%v must be at least %v: the data's age is measured every 5 s", f.DenyAfter, minDenyAfter)
@@ -137,6 +139,23 @@ func parseScope(names []string) (allow.Scope, error) {
 		return allow.Scope{}, fmt.Errorf("--restrict-services=%s: only smtp-submission can be added", strings.Join(names, ","))
 	}
 	return scope, nil
+}
+
+// parseProxy reads an address or a network whose word is believed. What could be wider than it was meant is refused.
+func parseProxy(text string) (netip.Prefix, error) {
+	if addr, err := netip.ParseAddr(text); err == nil && addr.Zone() == "" {
+		return netip.PrefixFrom(addr.Unmap(), addr.Unmap().BitLen()), nil
+	}
+	p, err := netip.ParsePrefix(text)
+	switch {
+	case err != nil || p.Addr().Is4In6():
+		return netip.Prefix{}, fmt.Errorf("%.60q is not an address or a network such as 192.0.2.0/28", text)
+	case p != p.Masked():
+		return netip.Prefix{}, fmt.Errorf("%v is an address inside the network %v: write %v for the address alone", p, p.Masked(), p.Addr())
+	case p.Bits() == 0:
+		return netip.Prefix{}, fmt.Errorf("%v would let everybody claim to be calendar access", p)
+	}
+	return p, nil
 }
 
 // readToken reads a bearer token, which must be what a header can carry.

@@ -131,7 +131,7 @@ func build(ctx context.Context, cfg config, log *slog.Logger) (_ *process, err e
 		return nil, err
 	}
 	web := check.HTTPConfig{
-		Decider: decider, Faults: faults, Log: log, DenialText: cfg.DenialText, TrustedProxies: cfg.TrustedProxies,
+		Decider: decider, Faults: faults, Log: log, DenialText: cfg.DenialText, TrustedProxies: cfg.trustedProxies,
 	}
 	p.local = check.NewHTTP(web)
 	web.Token = cfg.token

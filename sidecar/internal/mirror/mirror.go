@@ -56,7 +56,8 @@ func (s *State) Age(now time.Time) (time.Duration, bool) {
 	if s == nil || s.Proven.IsZero() {
 		return 0, false
 	}
-	return max(0, now.Sub(s.Proven)), true
+	// The monotonic clock stands still while a machine is suspended, and the wall clock may be set back: the longer counts.
+	return max(0, now.Sub(s.Proven), now.Round(0).Sub(s.Proven.Round(0))), true
 }
 
 // Mirror follows the feed. Its methods are safe for concurrent use.
