@@ -193,13 +193,13 @@ func TestConfig(t *testing.T) {
 	}
 	t.Setenv("ALLOWEDNETS_DENIAL_TEXT", "")
 	t.Setenv("ALLOWEDNETS_RESTRICT_SERVICES", "smtp-submission")
-	t.Setenv("ALLOWEDNETS_TRUSTED_PROXIES", "10.1.2.3/16,fd00::/8")
+	t.Setenv("ALLOWEDNETS_TRUSTED_PROXIES", "10.1.0.0/16, fd00::/8,10.9.9.9")
 	t.Setenv("ALLOWEDNETS_ACCEPT_CLUSTER", "CDF818194e3a8c32")
 	t.Setenv("ALLOWEDNETS_DEFAULT_DOMAIN", "Bücher.example.")
 	t.Setenv("ALLOWEDNETS_DENY_AFTER", "1h")
 	c := parse("--http-listen=[::1]:7480")
 	restricted, _ := c.scope.Restricts(decisionv1.Service_SERVICE_SMTP_SUBMISSION)
-	if c.DenialText != "" || !restricted || fmt.Sprint(c.TrustedProxies) != "[10.1.0.0/16 fd00::/8]" || c.acceptCluster != 0xcdf818194e3a8c32 ||
+	if c.DenialText != "" || !restricted || fmt.Sprint(c.trustedProxies) != "[10.1.0.0/16 fd00::/8 10.9.9.9/32]" || c.acceptCluster != 0xcdf818194e3a8c32 ||
 		c.defaultDomain != "xn--bcher-kva.example" || c.DenyAfter != time.Hour {
 		t.Errorf("from the environment: %+v", c)
 	}

@@ -27,13 +27,15 @@ import (
 
 // Bounds of a stream and of the service.
 const (
-	batchEntries   = 4096
-	batchBytes     = 1 << 20 // of encodings; well below gRPC's limit of 4 MiB for a message
-	newPerSecond   = 200     // new streams
-	snapshots      = 16      // whole states under way at once
-	snapshotWait   = 5 * time.Second
-	barrierTimeout = 5 * time.Second
-	retryAfter     = 2 * time.Second
+	batchEntries = 4096
+	batchBytes   = 1 << 20 // of encodings; well below gRPC's limit of 4 MiB for a message
+	newPerSecond = 200     // new streams
+	snapshots    = 16      // whole states under way at once
+	snapshotWait = 5 * time.Second
+	// snapshotTimeout is how long a stream may count as a snapshot under way.
+	snapshotTimeout = time.Minute
+	barrierTimeout  = 5 * time.Second
+	retryAfter      = 2 * time.Second
 )
 
 // Config is what a [Service] works on.
@@ -122,7 +124,7 @@ func (s *Service) sync(rpc grpc.BidiStreamingServer[feedv1.SyncRequest, feedv1.S
 		identity: state, cursor: hello.GetRevision(),
 		pings: make(chan uint64, 1), pongs: make(chan *feedv1.Pong, 1), received: make(chan error, 1),
 	}
-	if hello.GetCluster() != state.Store || hello.GetEpoch() != state.Epoch || hello.GetRevision() == 0 {
+	if restarts(hello, state) {
 		st.restart, st.cursor, st.skipCleared = true, 0, state.Revision
 		release, ok := s.admitSnapshot(rpc.Context())
 		if !ok {
@@ -130,6 +132,8 @@ func (s *Service) sync(rpc grpc.BidiStreamingServer[feedv1.SyncRequest, feedv1.S
 		}
 		st.caughtUp = sync.OnceFunc(release)
 		defer st.caughtUp()
+		// A sidecar that does not read must not keep the place from others.
+		defer time.AfterFunc(snapshotTimeout, st.caughtUp).Stop()
 		s.streams.WithLabelValues("snapshot").Inc()
 	} else {
 		st.caughtUp = func() {}
@@ -196,14 +200,15 @@ func printable(s string) bool {
 	return len(s) <= 255
 }
 
-// position returns the state a stream starts from. A mirror behind the sidecar first catches up with etcd; if it is still
-// behind then, the store's history went back and nothing may be sent.
+// position returns the state a stream starts from. A sidecar without a state of this store first waits for the mirror to catch
+// up with etcd: it may have been restarted after it enforced a save that a replica cut off from etcd does not know. So does one
+// that is ahead of the mirror; if it still is then, the store's history went back and nothing may be sent.
 func (s *Service) position(ctx context.Context, hello *feedv1.Hello) (store.State, error) {
 	state, filled := s.cfg.Mirror.State()
 	if !filled {
 		return state, unavailable(decisionv1.ErrorReason_ERROR_REASON_NOT_SYNCED, "the store was not loaded yet")
 	}
-	if !ahead(hello, state) {
+	if !restarts(hello, state) && !ahead(hello, state) {
 		return state, nil
 	}
 	ctx, cancel := context.WithTimeout(ctx, barrierTimeout)
@@ -216,6 +221,11 @@ func (s *Service) position(ctx context.Context, hello *feedv1.Hello) (store.Stat
 		return state, wentBack(hello.GetEpoch(), hello.GetRevision(), state)
 	}
 	return state, nil
+}
+
+// restarts reports whether a sidecar needs the whole state.
+func restarts(hello *feedv1.Hello, state store.State) bool {
+	return hello.GetCluster() != state.Store || hello.GetEpoch() != state.Epoch || hello.GetRevision() == 0
 }
 
 func ahead(hello *feedv1.Hello, state store.State) bool {

@@ -705,6 +705,23 @@ func TestNotLoaded(t *testing.T) {
 	c.until(0)
 }
 
+// TestReplicaCutOff: a replica that etcd does not answer must not fill a sidecar that has nothing: it may have been restarted
+// after it enforced a save that the replica does not know. One that continues its state loses nothing.
+func TestReplicaCutOff(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t).start()
+	state := w.await(w.save("alice@example.com", false))
+	w.wire.OnCall(func(context.Context, any, any, func() error) error { return errWire })
+	c := w.sidecar()
+	c.open(&feedv1.Hello{Id: "a"})
+	_, err := c.end()
+	wantError(t, err, codes.Unavailable, decisionv1.ErrorReason_ERROR_REASON_STORE_UNAVAILABLE)
+	c.open(&feedv1.Hello{Id: "a", Cluster: state.Store, Epoch: state.Epoch, Revision: state.Revision})
+	if _, err := c.recv(); err != nil {
+		t.Errorf("continuing: %v", err)
+	}
+}
+
 // TestReplicaBehind: a sidecar that is ahead of this replica, though not of etcd, waits for it and then goes on.
 func TestReplicaBehind(t *testing.T) {
 	t.Parallel()
