@@ -710,16 +710,16 @@ func TestNotLoaded(t *testing.T) {
 func TestReplicaCutOff(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t).start()
-	state := w.await(w.save("alice@example.com", false))
+	w.await(w.save("alice@example.com", false))
+	old, fresh := w.sidecar(), w.sidecar()
+	old.resume()
+	old.until(0)
 	w.wire.OnCall(func(context.Context, any, any, func() error) error { return errWire })
-	c := w.sidecar()
-	c.open(&feedv1.Hello{Id: "a"})
-	_, err := c.end()
+	fresh.resume()
+	_, err := fresh.end()
 	wantError(t, err, codes.Unavailable, decisionv1.ErrorReason_ERROR_REASON_STORE_UNAVAILABLE)
-	c.open(&feedv1.Hello{Id: "a", Cluster: state.Store, Epoch: state.Epoch, Revision: state.Revision})
-	if _, err := c.recv(); err != nil {
-		t.Errorf("continuing: %v", err)
-	}
+	old.resume()
+	old.until(0)
 }
 
 // TestReplicaBehind: a sidecar that is ahead of this replica, though not of etcd, waits for it and then goes on.
