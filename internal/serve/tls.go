@@ -16,9 +16,9 @@ import (
 
 // TLSFlags name the files of mutual TLS: our certificate and key, and the authorities that peers' certificates must come from.
 type TLSFlags struct {
-	TLSCertFile       string `name:"tls-cert-file" env:"ALLOWEDNETS_TLS_CERT_FILE" type:"path" help:"Our certificate with its chain, PEM."`
-	TLSKeyFile        string `name:"tls-key-file" env:"ALLOWEDNETS_TLS_KEY_FILE" type:"path" help:"Our private key, PEM."`
-	TLSCAFile         string `name:"tls-ca-file" env:"ALLOWEDNETS_TLS_CA_FILE" type:"path" help:"Authorities that issue our peers' certificates, PEM."`
+	TLSCertFile       string `name:"tls-cert-file" env:"ALLOWEDNETS_TLS_CERT_FILE" help:"Our certificate with its chain, PEM."`
+	TLSKeyFile        string `name:"tls-key-file" env:"ALLOWEDNETS_TLS_KEY_FILE" help:"Our private key, PEM."`
+	TLSCAFile         string `name:"tls-ca-file" env:"ALLOWEDNETS_TLS_CA_FILE" help:"Authorities that issue our peers' certificates, PEM."`
 	InsecurePlaintext bool   `name:"insecure-plaintext" env:"ALLOWEDNETS_INSECURE_PLAINTEXT" help:"Run RPCs without TLS. Only between processes of one machine."`
 }
 

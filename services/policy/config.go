@@ -6,8 +6,10 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/netip"
+	"net/url"
 	"os"
 	"slices"
 	"strings"
@@ -15,6 +17,7 @@ import (
 	"go.etcd.io/etcd/client/pkg/v3/transport"
 	"go.yaml.in/yaml/v3"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
 
 	feedv1 "github.com/allowednets/allowednets/gen/allowednets/feed/v1"
 	policyv1 "github.com/allowednets/allowednets/gen/allowednets/policy/v1"
@@ -23,65 +26,119 @@ import (
 	"github.com/allowednets/allowednets/services/policy/internal/store"
 )
 
-// config is the command line. Every flag has an environment variable.
-type config struct {
+// flags are the command line. Each has a twin in the environment.
+type flags struct {
 	serve.LogFlags
 	serve.TLSFlags
 
 	Listen      string `env:"ALLOWEDNETS_LISTEN" default:":7443" help:"Address of the RPCs."`
 	AdminListen string `env:"ALLOWEDNETS_ADMIN_LISTEN" default:":7490" help:"Address of /livez, /readyz and /metrics."`
-	Callers     string `env:"ALLOWEDNETS_CALLERS" type:"path" help:"YAML file: which certificate name may call which RPCs. Needed with TLS."`
+	Callers     string `env:"ALLOWEDNETS_CALLERS" help:"YAML file: which certificate name may call which RPCs. Needed with TLS."`
 
-	DataDir          string   `env:"ALLOWEDNETS_DATA_DIR" type:"path" help:"Folder of the embedded single-node etcd. Needed without --etcd-endpoints."`
+	DataDir          string   `env:"ALLOWEDNETS_DATA_DIR" help:"Folder of the embedded single-node etcd. Needed without --etcd-endpoints."`
 	CreateStore      bool     `env:"ALLOWEDNETS_CREATE_STORE" help:"Create a store in an etcd that has none. Only for the first start: a lost volume must not look like nobody is restricted."`
 	EtcdEndpoints    []string `env:"ALLOWEDNETS_ETCD_ENDPOINTS" help:"Client URLs of an etcd cluster, comma-separated."`
-	EtcdCertFile     string   `env:"ALLOWEDNETS_ETCD_CERT_FILE" type:"path" help:"Our client certificate for etcd, PEM."`
-	EtcdKeyFile      string   `env:"ALLOWEDNETS_ETCD_KEY_FILE" type:"path" help:"Its key, PEM."`
-	EtcdCAFile       string   `env:"ALLOWEDNETS_ETCD_CA_FILE" type:"path" help:"Authorities of etcd's certificates, PEM."`
+	EtcdCertFile     string   `env:"ALLOWEDNETS_ETCD_CERT_FILE" help:"Our client certificate for etcd, PEM."`
+	EtcdKeyFile      string   `env:"ALLOWEDNETS_ETCD_KEY_FILE" help:"Its key, PEM."`
+	EtcdCAFile       string   `env:"ALLOWEDNETS_ETCD_CA_FILE" help:"Authorities of etcd's certificates, PEM."`
 	EtcdUser         string   `env:"ALLOWEDNETS_ETCD_USER" help:"etcd user."`
-	EtcdPasswordFile string   `env:"ALLOWEDNETS_ETCD_PASSWORD_FILE" type:"path" help:"File with the user's password."`
+	EtcdPasswordFile string   `env:"ALLOWEDNETS_ETCD_PASSWORD_FILE" help:"File with the user's password."`
 
 	PermitNets  []string `env:"ALLOWEDNETS_PERMIT_NETS" help:"Private or special networks that lists may hold all the same, comma-separated."`
 	MaxNets     int      `env:"ALLOWEDNETS_MAX_NETS" default:"256" help:"Most entries of a list."`
 	MaxNetsText int      `env:"ALLOWEDNETS_MAX_NETS_TEXT" default:"65536" help:"Longest text of a list, in octets."`
 }
 
-// validate refuses what cannot work, before anything is started.
-func (c *config) validate() error {
-	embedded := len(c.EtcdEndpoints) == 0
-	switch {
-	case c.InsecurePlaintext && !serve.IsLoopback(c.Listen):
-		return fmt.Errorf("--insecure-plaintext needs a loopback address in --listen, such as 127.0.0.1:7443, not %q", c.Listen)
-	case !c.InsecurePlaintext && c.Callers == "":
-		return errors.New("--callers is needed: without it nobody may call anything")
-	case embedded && c.DataDir == "":
-		return errors.New("give --data-dir for an embedded etcd, or --etcd-endpoints for a cluster")
-	case !embedded && c.DataDir != "":
-		return errors.New("--data-dir and --etcd-endpoints contradict each other: give one")
-	case embedded && (c.EtcdCertFile != "" || c.EtcdKeyFile != "" || c.EtcdCAFile != "" || c.EtcdUser != "" || c.EtcdPasswordFile != ""):
-		return errors.New("--etcd-cert-file, --etcd-key-file, --etcd-ca-file, --etcd-user and --etcd-password-file go with --etcd-endpoints")
-	case (c.EtcdCertFile == "") != (c.EtcdKeyFile == ""):
-		return errors.New("--etcd-cert-file and --etcd-key-file go together")
-	case (c.EtcdUser == "") != (c.EtcdPasswordFile == ""):
-		return errors.New("--etcd-user and --etcd-password-file go together")
-	case c.MaxNets < 1 || c.MaxNets > 4096:
-		return fmt.Errorf("--max-nets must be from 1 to 4096, not %d", c.MaxNets)
-	case c.MaxNetsText < 64 || c.MaxNetsText > 512<<10:
-		return fmt.Errorf("--max-nets-text must be from 64 to 524288, not %d", c.MaxNetsText)
+// config is what the flags mean.
+type config struct {
+	flags
+	credentials credentials.TransportCredentials
+	callers     *serve.Callers
+	rules       allow.Rules
+	store       store.Config // without endpoints: etcd is embedded
+}
+
+// resolve checks what can be checked before anything is opened, and reads the files. Its errors are of usage.
+func (f *flags) resolve() (config, error) {
+	c := config{flags: *f}
+	err := f.validate()
+	if err == nil {
+		c.rules, err = f.rules()
 	}
-	for _, endpoint := range c.EtcdEndpoints {
-		plain, ok := strings.CutPrefix(endpoint, "http://")
-		if ok && !serve.IsLoopback(plain) && !c.InsecurePlaintext {
+	if err == nil {
+		c.credentials, err = f.Credentials()
+	}
+	if err == nil {
+		c.callers, err = f.readCallers()
+	}
+	if err == nil {
+		c.store, err = f.readStore()
+	}
+	return c, err
+}
+
+// validate refuses what cannot work.
+func (f *flags) validate() error {
+	embedded := len(f.EtcdEndpoints) == 0
+	switch {
+	case f.InsecurePlaintext && !serve.IsLoopback(f.Listen):
+		return fmt.Errorf("--insecure-plaintext needs a loopback address in --listen, such as 127.0.0.1:7443, not %q", f.Listen)
+	case f.InsecurePlaintext && f.Callers != "":
+		return errors.New("--callers and --insecure-plaintext contradict each other: without certificates every caller is the same")
+	case !f.InsecurePlaintext && f.Callers == "":
+		return errors.New("--callers is needed: without it nobody may call anything")
+	case embedded && f.DataDir == "":
+		return errors.New("give --data-dir for an embedded etcd, or --etcd-endpoints for a cluster")
+	case !embedded && f.DataDir != "":
+		return errors.New("--data-dir and --etcd-endpoints contradict each other: give one")
+	case embedded && (f.EtcdCertFile != "" || f.EtcdKeyFile != "" || f.EtcdCAFile != "" || f.EtcdUser != "" || f.EtcdPasswordFile != ""):
+		return errors.New("--etcd-cert-file, --etcd-key-file, --etcd-ca-file, --etcd-user and --etcd-password-file go with --etcd-endpoints")
+	case (f.EtcdCertFile == "") != (f.EtcdKeyFile == ""):
+		return errors.New("--etcd-cert-file and --etcd-key-file go together")
+	case (f.EtcdUser == "") != (f.EtcdPasswordFile == ""):
+		return errors.New("--etcd-user and --etcd-password-file go together")
+	case f.MaxNets < 1 || f.MaxNets > 4096:
+		return fmt.Errorf("--max-nets must be from 1 to 4096, not %d", f.MaxNets)
+	case f.MaxNetsText < 64 || f.MaxNetsText > 512<<10:
+		return fmt.Errorf("--max-nets-text must be from 64 to 524288, not %d", f.MaxNetsText)
+	}
+	for flag, address := range map[string]string{"--listen": f.Listen, "--admin-listen": f.AdminListen} {
+		if _, port, err := net.SplitHostPort(address); err != nil || port == "" {
+			return fmt.Errorf("%s=%q is not of the form [HOST]:PORT", flag, address)
+		}
+	}
+	return f.validateEndpoints()
+}
+
+// validateEndpoints refuses what etcd's client would take for something else: an endpoint without a scheme is plain text to
+// it, and the first endpoint's scheme decides for all of them.
+func (f *flags) validateEndpoints() error {
+	schemes := make(map[string]bool)
+	for _, endpoint := range f.EtcdEndpoints {
+		u, err := url.Parse(endpoint)
+		switch {
+		case err == nil && u.User != nil:
+			return errors.New("--etcd-endpoints: user and password belong into --etcd-user and --etcd-password-file")
+		case err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Hostname() == "" || u.Port() == "" || strings.Trim(u.RequestURI(), "/") != "":
+			return fmt.Errorf("--etcd-endpoints: %q is not of the form https://HOST:PORT", endpoint)
+		case u.Scheme == "http" && !serve.IsLoopback(u.Host) && !f.InsecurePlaintext:
 			return fmt.Errorf("--etcd-endpoints: %s is plain text beyond this machine; use https://", endpoint)
 		}
+		schemes[u.Scheme] = true
+	}
+	switch {
+	case len(schemes) > 1:
+		return errors.New("--etcd-endpoints must be all https:// or all http://")
+	case schemes["http"] && (f.EtcdCertFile != "" || f.EtcdCAFile != ""):
+		return errors.New("--etcd-cert-file, --etcd-key-file and --etcd-ca-file go with https:// in --etcd-endpoints")
 	}
 	return nil
 }
 
 // rules are what lists must obey.
-func (c *config) rules() (allow.Rules, error) {
-	rules := allow.Rules{MaxNets: c.MaxNets, MaxText: c.MaxNetsText}
-	for _, text := range c.PermitNets {
+func (f *flags) rules() (allow.Rules, error) {
+	rules := allow.Rules{MaxNets: f.MaxNets, MaxText: f.MaxNetsText}
+	for _, text := range f.PermitNets {
 		p, err := netip.ParsePrefix(strings.TrimSpace(text))
 		if err != nil || p != p.Masked() || p.Addr().Is4In6() {
 			return rules, fmt.Errorf("--permit-nets: %q is not a network such as 10.1.0.0/16", text)
@@ -91,21 +148,23 @@ func (c *config) rules() (allow.Rules, error) {
 	return rules, nil
 }
 
-// etcd says how to reach a cluster.
-func (c *config) etcd() (store.Config, error) {
-	cfg := store.Config{Endpoints: c.EtcdEndpoints, User: c.EtcdUser}
-	if c.EtcdPasswordFile != "" {
-		password, err := os.ReadFile(c.EtcdPasswordFile)
+// readStore says how to reach a cluster.
+func (f *flags) readStore() (store.Config, error) {
+	cfg := store.Config{Endpoints: f.EtcdEndpoints, User: f.EtcdUser}
+	if f.EtcdPasswordFile != "" {
+		password, err := os.ReadFile(f.EtcdPasswordFile)
 		if err != nil {
 			return cfg, fmt.Errorf("--etcd-password-file: %w", err)
 		}
-		cfg.Password = strings.TrimRight(string(password), "\r\n")
+		if cfg.Password = strings.TrimRight(string(password), "\r\n"); cfg.Password == "" {
+			return cfg, fmt.Errorf("--etcd-password-file: %s is empty", f.EtcdPasswordFile)
+		}
 	}
-	if c.EtcdCertFile != "" || c.EtcdCAFile != "" || slices.ContainsFunc(c.EtcdEndpoints, func(e string) bool { return strings.HasPrefix(e, "https://") }) {
-		info := transport.TLSInfo{CertFile: c.EtcdCertFile, KeyFile: c.EtcdKeyFile, TrustedCAFile: c.EtcdCAFile}
+	if slices.ContainsFunc(f.EtcdEndpoints, func(e string) bool { return strings.HasPrefix(e, "https://") }) {
+		info := transport.TLSInfo{CertFile: f.EtcdCertFile, KeyFile: f.EtcdKeyFile, TrustedCAFile: f.EtcdCAFile}
 		tlsConfig, err := info.ClientConfig()
 		if err != nil {
-			return cfg, fmt.Errorf("TLS for etcd: %w", err)
+			return cfg, fmt.Errorf("--etcd-cert-file, --etcd-key-file, --etcd-ca-file: %w", err)
 		}
 		tlsConfig.MinVersion = tls.VersionTLS12
 		cfg.TLS = tlsConfig
@@ -127,15 +186,15 @@ func methods() []string {
 	return all
 }
 
-// callers reads the table of --callers. In plain text there are no certificates, and whoever reaches the loopback address
+// readCallers reads the table of --callers. In plain text there are no certificates, and whoever reaches the loopback address
 // may call everything.
-func (c *config) callers() (*serve.Callers, error) {
-	if c.InsecurePlaintext {
+func (f *flags) readCallers() (*serve.Callers, error) {
+	if f.InsecurePlaintext {
 		return serve.NewCallers(methods(), map[string][]string{
 			serve.PlaintextCaller: {policyv1.PolicyService_ServiceDesc.ServiceName + "/*", feedv1.FeedService_ServiceDesc.ServiceName + "/*"},
 		})
 	}
-	data, err := os.ReadFile(c.Callers)
+	data, err := os.ReadFile(f.Callers)
 	if err != nil {
 		return nil, fmt.Errorf("--callers: %w", err)
 	}
@@ -147,22 +206,32 @@ func (c *config) callers() (*serve.Callers, error) {
 	}
 	decoder := yaml.NewDecoder(bytes.NewReader(data))
 	decoder.KnownFields(true)
-	if err := decoder.Decode(&file); err != nil {
-		return nil, fmt.Errorf("--callers: %s: %w", c.Callers, err)
+	err = decoder.Decode(&file)
+	if wrong := new(yaml.TypeError); errors.As(err, &wrong) {
+		err = errors.New(strings.Join(wrong.Errors, "; ")) // it has a line for each
+	}
+	if err != nil && !errors.Is(err, io.EOF) { // EOF: there is nothing in it
+		return nil, fmt.Errorf("--callers: %s: %w", f.Callers, err)
+	}
+	if err := decoder.Decode(new(any)); !errors.Is(err, io.EOF) {
+		return nil, fmt.Errorf("--callers: %s holds more than one YAML document", f.Callers)
 	}
 	grants := make(map[string][]string)
 	for _, caller := range file.Callers {
 		if _, twice := grants[caller.Name]; twice {
-			return nil, fmt.Errorf("--callers: %s: caller %q stands there twice", c.Callers, caller.Name)
+			return nil, fmt.Errorf("--callers: %s: caller %q stands there twice", f.Callers, caller.Name)
+		}
+		if len(caller.RPCs) == 0 {
+			return nil, fmt.Errorf("--callers: %s: caller %q may call no rpcs; leave it out, or grant it some", f.Callers, caller.Name)
 		}
 		grants[caller.Name] = caller.RPCs
 	}
 	if len(grants) == 0 {
-		return nil, fmt.Errorf("--callers: %s names no caller: nobody could call anything", c.Callers)
+		return nil, fmt.Errorf("--callers: %s names no caller: nobody could call anything", f.Callers)
 	}
 	table, err := serve.NewCallers(methods(), grants)
 	if err != nil {
-		return nil, fmt.Errorf("--callers: %s: %w", c.Callers, err)
+		return nil, fmt.Errorf("--callers: %s: %w", f.Callers, err)
 	}
 	return table, nil
 }

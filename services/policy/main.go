@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"os"
@@ -18,11 +19,9 @@ import (
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/credentials"
 
 	feedv1 "github.com/allowednets/allowednets/gen/allowednets/feed/v1"
 	policyv1 "github.com/allowednets/allowednets/gen/allowednets/policy/v1"
-	"github.com/allowednets/allowednets/internal/allow"
 	"github.com/allowednets/allowednets/internal/serve"
 	"github.com/allowednets/allowednets/services/policy/internal/feed"
 	"github.com/allowednets/allowednets/services/policy/internal/policyapi"
@@ -39,75 +38,86 @@ const (
 const maxConnectionAge = 30 * time.Minute
 
 func main() {
-	var cfg config
-	parser := kong.Must(&cfg, kong.Name("allowednets-policy"),
-		kong.Description("Keeps the lists of allowed nets and streams them to the sidecars."))
-	if _, err := parser.Parse(os.Args[1:]); err != nil {
-		fmt.Fprintf(os.Stderr, "allowednets-policy: %v\n", err)
-		os.Exit(exitUsage)
-	}
-	if err := cfg.validate(); err != nil {
-		fmt.Fprintf(os.Stderr, "allowednets-policy: %v\n", err)
-		os.Exit(exitUsage)
-	}
-	log := cfg.Logger(os.Stderr)
-	slog.SetDefault(log)
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	err := run(ctx, cfg, log)
+	code := run(ctx, os.Args[1:], os.Stdout, os.Stderr)
 	stop()
-	if err != nil {
-		log.Error("stopped", "error", err)
-		os.Exit(exitFailed)
-	}
+	os.Exit(code)
 }
 
-// run builds the process and runs it until ctx ends. What was opened is closed on every way out.
-func run(ctx context.Context, cfg config, log *slog.Logger) error {
-	p := process{cfg: cfg, log: log, registry: prometheus.NewRegistry(), mirror: store.NewMirror()}
-	p.registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
-	var err error
-	if p.rules, err = cfg.rules(); err != nil {
-		return err
-	}
-	if p.credentials, err = cfg.Credentials(); err != nil {
-		return err
-	}
-	if p.callers, err = cfg.callers(); err != nil {
-		return err
-	}
-	if p.etcd, err = cfg.etcd(); err != nil {
-		return err
-	}
-	if p.rpcListener, err = listen(ctx, "--listen", cfg.Listen); err != nil {
-		return err
-	}
-	defer func() { _ = p.rpcListener.Close() }()
-	adminListener, err := listen(ctx, "--admin-listen", cfg.AdminListen)
+// run is the process. It returns the exit code: 0 after ctx ended, 1 if something broke, 2 if the command line cannot work.
+func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
+	var f flags
+	code := -1
+	parser, err := kong.New(&f,
+		kong.Name("allowednets-policy"),
+		kong.Description("Keeps the lists of allowed nets and streams them to the sidecars. Flags can also be given as ALLOWEDNETS_… in the environment."),
+		kong.Writers(stdout, stderr),
+		kong.Exit(func(c int) { code = c }),
+	)
 	if err != nil {
-		return err
+		fmt.Fprintf(stderr, "allowednets-policy: %v\n", err) // a struct tag is wrong
+		return exitFailed
 	}
-	defer func() { _ = adminListener.Close() }()
+	_, err = parser.Parse(args)
+	if code >= 0 {
+		return code // --help
+	}
+	var cfg config
+	if err == nil {
+		cfg, err = f.resolve()
+	}
+	if err != nil {
+		fmt.Fprintf(stderr, "allowednets-policy: %v\n", err)
+		return exitUsage
+	}
+	log := cfg.Logger(stderr)
+	err = newProcess(cfg, log).run(ctx)
+	if err != nil && !(ctx.Err() != nil && interrupted(err)) {
+		log.ErrorContext(ctx, "the policy service stops", "error", err)
+		return exitFailed
+	}
+	log.InfoContext(ctx, "the policy service stopped")
+	return 0
+}
 
-	group, ctx := errgroup.WithContext(ctx)
-	group.Go(func() error { return serve.HTTP(ctx, adminListener, serve.Admin(p.registry, p.ready), log) })
-	group.Go(func() error { return p.runWithEtcd(ctx) })
-	if err := group.Wait(); !errors.Is(err, context.Canceled) {
-		return err
-	}
-	return nil
+// interrupted reports whether an error is how work ends that is told to stop.
+func interrupted(err error) bool {
+	return errors.Is(err, context.Canceled) || errors.Is(err, store.ErrUnavailable)
 }
 
 // process is what the parts of a running policy service share.
 type process struct {
-	cfg         config
+	config
 	log         *slog.Logger
 	registry    *prometheus.Registry
-	rules       allow.Rules
-	credentials credentials.TransportCredentials
-	callers     *serve.Callers
-	etcd        store.Config
-	rpcListener net.Listener
 	mirror      *store.Mirror
+	rpcListener net.Listener
+}
+
+func newProcess(cfg config, log *slog.Logger) *process {
+	p := &process{config: cfg, log: log, registry: prometheus.NewRegistry(), mirror: store.NewMirror()}
+	p.registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	return p
+}
+
+// run opens everything and runs it until ctx ends. What was opened is closed on every way out.
+func (p *process) run(ctx context.Context) error {
+	var err error
+	if p.rpcListener, err = listen(ctx, "--listen", p.Listen); err != nil {
+		return err
+	}
+	defer func() { _ = p.rpcListener.Close() }()
+	adminListener, err := listen(ctx, "--admin-listen", p.AdminListen)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = adminListener.Close() }()
+	p.log.InfoContext(ctx, "the policy service starts", "address", p.rpcListener.Addr().String(), "admin_address", adminListener.Addr().String())
+
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error { return serve.HTTP(ctx, adminListener, serve.Admin(p.registry, p.ready), p.log) })
+	group.Go(func() error { return p.runWithEtcd(ctx) })
+	return group.Wait()
 }
 
 func (p *process) ready() error {
@@ -119,19 +129,19 @@ func (p *process) ready() error {
 
 // runWithEtcd starts the embedded etcd, unless a cluster is configured, and runs everything that needs the store.
 func (p *process) runWithEtcd(ctx context.Context) error {
-	if len(p.etcd.Endpoints) > 0 {
+	if len(p.store.Endpoints) > 0 {
 		return p.runWithStore(ctx)
 	}
-	server, endpoint, err := startEtcd(ctx, p.cfg.DataDir)
+	etcd, err := startEtcd(ctx, p.DataDir, p.log)
 	if err != nil {
 		return err
 	}
-	defer server.Close()
-	p.etcd.Endpoints = []string{endpoint}
+	defer etcd.close()
+	p.store.Endpoints = []string{etcd.endpoint}
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error {
 		select {
-		case err := <-server.Err():
+		case err := <-etcd.Err():
 			return fmt.Errorf("embedded etcd: %w", err)
 		case <-ctx.Done():
 			return nil
@@ -142,7 +152,7 @@ func (p *process) runWithEtcd(ctx context.Context) error {
 }
 
 func (p *process) runWithStore(ctx context.Context) error {
-	lists, err := store.Open(ctx, p.etcd, p.cfg.CreateStore)
+	lists, err := store.Open(ctx, p.store, p.CreateStore)
 	if errors.Is(err, store.ErrNotCreated) {
 		return fmt.Errorf("%w: if this is the first start, give --create-store; otherwise the volume was lost or the endpoints are wrong", err)
 	}
@@ -150,37 +160,48 @@ func (p *process) runWithStore(ctx context.Context) error {
 		return err
 	}
 	defer func() { _ = lists.Close() }()
-	replica, err := store.NewReplica(lists, p.mirror, store.Timing{}, p.log, p.registry)
-	if err != nil {
-		return err
-	}
-	feeds, err := feed.New(feed.Config{Mirror: p.mirror, Barrier: replica.Barrier, Log: p.log, Metrics: p.registry})
-	if err != nil {
-		return err
-	}
-	policies := policyapi.New(policyapi.Config{
-		Store: lists, Mirror: p.mirror, Barrier: replica.Barrier, Rules: p.rules,
-		Fault: func(ctx context.Context, err error) { p.log.WarnContext(ctx, "request failed", "error", err) },
-	})
-	rpcs, err := serve.NewGRPC(serve.GRPCConfig{
-		Credentials: p.credentials, Callers: p.callers, Log: p.log, Metrics: p.registry, MaxConnectionAge: maxConnectionAge,
-	}, func(r grpc.ServiceRegistrar) {
-		policyv1.RegisterPolicyServiceServer(r, policies)
-		feedv1.RegisterFeedServiceServer(r, feeds)
-	})
+	b, err := p.build(lists)
 	if err != nil {
 		return err
 	}
 	group, ctx := errgroup.WithContext(ctx)
-	group.Go(func() error { return replica.Run(ctx) })
-	group.Go(func() error { return rpcs.Run(ctx, feeds.Drain, p.rpcListener) })
+	group.Go(func() error { return b.replica.Run(ctx) })
+	group.Go(func() error { return b.rpcs.Run(ctx, b.feeds.Drain, p.rpcListener) })
 	group.Go(func() error {
 		if _, err := p.mirror.Wait(ctx, func(store.State) bool { return true }); err != nil {
 			return err
 		}
-		rpcs.SetReady(true)
+		b.rpcs.SetReady(true)
 		p.log.InfoContext(ctx, "serving", "address", p.rpcListener.Addr().String())
 		return nil
 	})
 	return group.Wait()
+}
+
+// built is what works on an open store.
+type built struct {
+	replica *store.Replica
+	feeds   *feed.Service
+	rpcs    *serve.GRPC
+}
+
+func (p *process) build(lists *store.Store) (b built, err error) {
+	if b.replica, err = store.NewReplica(lists, p.mirror, store.Timing{}, p.log, p.registry); err != nil {
+		return b, err
+	}
+	b.feeds, err = feed.New(feed.Config{Mirror: p.mirror, Barrier: b.replica.Barrier, Log: p.log, Metrics: p.registry})
+	if err != nil {
+		return b, err
+	}
+	policies := policyapi.New(policyapi.Config{
+		Store: lists, Mirror: p.mirror, Barrier: b.replica.Barrier, Rules: p.rules,
+		Fault: func(ctx context.Context, err error) { p.log.WarnContext(ctx, "request failed", "error", err) },
+	})
+	b.rpcs, err = serve.NewGRPC(serve.GRPCConfig{
+		Credentials: p.credentials, Callers: p.callers, Log: p.log, Metrics: p.registry, MaxConnectionAge: maxConnectionAge,
+	}, func(r grpc.ServiceRegistrar) {
+		policyv1.RegisterPolicyServiceServer(r, policies)
+		feedv1.RegisterFeedServiceServer(r, b.feeds)
+	})
+	return b, err
 }
