@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -157,6 +158,7 @@ func TestCommandLinesThatCannotWork(t *testing.T) {
 		"etcd with a path":         {at("https://a:2379/v3"), "https://HOST:PORT"},
 		"etcd with a query":        {at("https://a:2379?x=y"), "https://HOST:PORT"},
 		"another protocol":         {at("unix:///run/etcd.sock"), "https://HOST:PORT"},
+		"yet another":              {at("tcp://192.0.2.1:2379"), "https://HOST:PORT"},
 		"an empty endpoint":        {at("https://a:2379,,"), "https://HOST:PORT"},
 
 		"no entries":           {[]string{"--max-nets", "0"}, "--max-nets"},
@@ -186,7 +188,9 @@ func TestCommandLinesThatCannotWork(t *testing.T) {
 func cannotWork(t *testing.T, args []string, want string) string {
 	t.Helper()
 	var stdout, stderr bytes.Buffer
-	code := run(t.Context(), args, &stdout, &stderr)
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel() // were it to start, it would stop at once
+	code := run(ctx, args, &stdout, &stderr)
 	said := stderr.String()
 	if code != exitUsage || stdout.Len() > 0 || !strings.HasPrefix(said, "allowednets-policy: ") || !strings.Contains(said, want) ||
 		strings.Count(said, "\n") != 1 {

@@ -5,6 +5,7 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"errors"
+	"io"
 	"log/slog"
 	"maps"
 	"net/url"
@@ -154,8 +155,8 @@ func call(ctx context.Context, conn *grpc.ClientConn, method string, isStream bo
 	if err != nil {
 		return err
 	}
-	if err := errors.Join(stream.SendMsg(&emptypb.Empty{}), stream.CloseSend()); err != nil {
-		return err
+	if err := errors.Join(stream.SendMsg(&emptypb.Empty{}), stream.CloseSend()); err != nil && !errors.Is(err, io.EOF) {
+		return err // EOF: it has ended already, and receiving tells how
 	}
 	return stream.RecvMsg(&emptypb.Empty{})
 }
