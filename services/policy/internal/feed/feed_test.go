@@ -1200,6 +1200,11 @@ func TestSnapshotsAreLimited(t *testing.T) {
 	busy[0].until(0)
 	late.resume()
 	late.until(0)
+	full := w.sidecar()
+	full.resume()
+	if _, err := full.recv(); err != nil {
+		t.Fatal(err)
+	}
 	busy[1].cancel() // one that leaves in the middle makes room too
 	another := w.sidecar()
 	another.resume()

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math/rand/v2"
 	"strings"
 	"sync"
 	"time"
@@ -22,7 +23,7 @@ type Timing struct {
 	Tail  time.Duration // between reads of the newest save; 1 s
 	Stall time.Duration // how long the watch may stay behind such a read; 2 s
 	Scrub time.Duration // between comparisons of all revisions; 10 min
-	Retry time.Duration // after a failure; 1 s
+	Retry time.Duration // after a failure; 1 s, more after loads that find damage again and again
 }
 
 func (t Timing) withDefaults() Timing {
@@ -97,14 +98,20 @@ func (r *Replica) Run(ctx context.Context) error {
 	var flights sync.WaitGroup
 	defer flights.Wait()
 	flights.Go(func() { r.flights.run(ctx) })
-	cause := "start"
+	cause, wait := "start", r.timing.Retry
 	for {
 		if cause != "" {
 			r.loads.WithLabelValues(cause).Inc()
 			if err := r.load(ctx); err != nil {
-				r.noteLoad(ctx, err)
-				if !r.pause(ctx) {
+				if ctx.Err() != nil {
 					return ctx.Err()
+				}
+				r.noteLoad(ctx, err)
+				if !pause(ctx, wait) {
+					return ctx.Err()
+				}
+				if !errors.Is(err, ErrUnavailable) { // a load is not cheap, and damage stays until somebody mends it
+					wait = min(2*wait, maxWaits*r.timing.Retry)
 				}
 				if _, filled := r.mirror.State(); !filled {
 					continue
@@ -112,17 +119,25 @@ func (r *Replica) Run(ctx context.Context) error {
 				// The mirror is a true copy of some earlier state: go on from there if the watch allows it.
 			}
 		}
+		began := time.Now()
 		err := r.follow(ctx)
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
+		if time.Since(began) > maxWaits*r.timing.Retry {
+			wait = r.timing.Retry
+		}
 		cause = causeOf(err)
 		r.log.WarnContext(ctx, "following etcd was interrupted", "error", err, "load", cause)
-		if errors.Is(err, ErrUnavailable) && !r.pause(ctx) {
+		if cause == "" && !errors.Is(err, errStalled) && !pause(ctx, r.timing.Retry) {
 			return ctx.Err()
 		}
 	}
 }
+
+// maxWaits is to how many times [Timing.Retry] the wait after loads that find damage grows. Following for that long starts
+// it anew.
+const maxWaits = 32
 
 // causeOf names the failures that only a load cures; "" means that the watch may be resumed.
 func causeOf(err error) string {
@@ -148,11 +163,14 @@ func (r *Replica) noteLoad(ctx context.Context, err error) {
 	r.log.ErrorContext(ctx, "loading from etcd failed; the last good state stays in force", "error", err)
 }
 
-func (r *Replica) pause(ctx context.Context) bool {
+// pause waits between half of d and all of it. It returns false if ctx ends first.
+func pause(ctx context.Context, d time.Duration) bool {
+	timer := time.NewTimer(d/2 + rand.N(d/2+1)) //nolint:gosec // jitter
+	defer timer.Stop()
 	select {
 	case <-ctx.Done():
 		return false
-	case <-time.After(r.timing.Retry):
+	case <-timer.C:
 		return true
 	}
 }

@@ -236,7 +236,7 @@ func TestOnlyTheNewestRequestsAreRemembered(t *testing.T) {
 	for _, name := range []string{"alice@example.co", "alice@example.com.de", "al@example.com", "alice/x@example.com"} {
 		mustSave(t, s, Save{Mailbox: mailbox(t, name), List: nthList(t, 77), RequestID: "0"})
 	}
-	const saves = 60
+	const saves = 40
 	var recs []Record
 	for i := range saves {
 		recs = append(recs, mustSave(t, s, Save{Mailbox: alice, List: nthList(t, i), RequestID: fmt.Sprint(i)}))
@@ -343,7 +343,7 @@ func TestConcurrentSavesOfOneMailbox(t *testing.T) {
 		t.Errorf("Get = %+v, %v, want %+v", got, err, won[0])
 	}
 
-	const writers = 250
+	const writers = 150
 	won, lost = race(t, writers, 1000, "")
 	if len(won) != writers || lost != 0 {
 		t.Fatalf("of %d unconditional saves %d won and %d lost", writers, len(won), lost)
@@ -384,7 +384,7 @@ func TestMailboxesDoNotConflict(t *testing.T) {
 		})
 		stores[i] = open(t, e, wire)
 	}
-	const writers, each = 32, 10
+	const writers, each = 32, 5
 	var group sync.WaitGroup
 	for w := range writers {
 		group.Go(func() {
