@@ -11,6 +11,7 @@ import (
 	"unicode"
 
 	"github.com/google/uuid"
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	policyv1 "github.com/allowednets/allowednets/gen/allowednets/policy/v1"
@@ -22,6 +23,9 @@ import (
 const (
 	defaultPage = 100
 	maxPage     = 1000
+	// maxPageBytes is about how large a page gets: a client of gRPC takes 4 MiB unless it says otherwise, and one list may
+	// be 200 KiB.
+	maxPageBytes = 2 << 20
 )
 
 // Config is what a [Service] works on.
@@ -109,12 +113,15 @@ func (s *Service) ListAllowedNets(ctx context.Context, req *policyv1.ListAllowed
 	size = min(size, maxPage)
 	page, total := s.cfg.Mirror.Domain(domain, after, size+1)
 	resp := &policyv1.ListAllowedNetsResponse{TotalSize: int64(total)}
-	if len(page) > size {
-		page = page[:size]
-		resp.NextPageToken = pageToken(page[size-1].Mailbox)
-	}
-	for _, rec := range page {
-		resp.AllowedNets = append(resp.AllowedNets, message(rec, false))
+	bytes := 0
+	for i, rec := range page {
+		if i == size || bytes > maxPageBytes {
+			resp.NextPageToken = pageToken(page[i-1].Mailbox)
+			break
+		}
+		m := message(rec, false)
+		bytes += proto.Size(m)
+		resp.AllowedNets = append(resp.AllowedNets, m)
 	}
 	return resp, nil
 }

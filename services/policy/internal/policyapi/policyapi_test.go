@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -50,6 +51,7 @@ type world struct {
 	t      *testing.T
 	etcd   *etcdtest.Etcd
 	wire   *etcdtest.Wire
+	conn   *grpc.ClientConn
 	client policyv1.PolicyServiceClient
 	other  *store.Store // of another replica of the service
 
@@ -58,6 +60,11 @@ type world struct {
 }
 
 func newWorld(t *testing.T) *world {
+	t.Helper()
+	return newWorldUnder(t, allow.Rules{})
+}
+
+func newWorldUnder(t *testing.T, rules allow.Rules) *world {
 	t.Helper()
 	w := &world{t: t, etcd: etcdtest.Start(t), wire: &etcdtest.Wire{}}
 	w.other = w.open(&etcdtest.Wire{})
@@ -68,7 +75,7 @@ func newWorld(t *testing.T) *world {
 	if err != nil {
 		t.Fatal(err)
 	}
-	service := policyapi.New(policyapi.Config{Store: lists, Mirror: mirror, Barrier: replica.Barrier, Fault: func(_ context.Context, err error) {
+	service := policyapi.New(policyapi.Config{Store: lists, Mirror: mirror, Barrier: replica.Barrier, Rules: rules, Fault: func(_ context.Context, err error) {
 		w.mu.Lock()
 		defer w.mu.Unlock()
 		w.faults = append(w.faults, err)
@@ -93,7 +100,7 @@ func newWorld(t *testing.T) *world {
 		cancel()
 		running.Wait()
 	})
-	w.client = policyv1.NewPolicyServiceClient(conn)
+	w.conn, w.client = conn, policyv1.NewPolicyServiceClient(conn)
 	if _, err := mirror.Wait(w.ctx(), func(store.State) bool { return true }); err != nil {
 		t.Fatal(err)
 	}
@@ -553,13 +560,13 @@ func TestStoreFaults(t *testing.T) {
 // TestUnknownOutcome: the answer to a write is lost for good; with the same request id the caller finds out.
 func TestUnknownOutcome(t *testing.T) {
 	w := newWorld(t)
-	calls := 0
+	var written atomic.Bool
 	w.wire.OnCall(func(_ context.Context, req, _ any, call func() error) error {
 		if txn, ok := req.(*pb.TxnRequest); ok && len(txn.GetSuccess()) == 3 {
-			calls++
+			written.Store(true)
 			return errors.Join(call(), errWire)
 		}
-		if calls > 0 {
+		if written.Load() {
 			return errWire // it cannot look whether its write took effect
 		}
 		return call()
