@@ -33,7 +33,10 @@ type CheckRequest struct {
 	// IPv4 or IPv6 address of the client, as a trusted peer saw it. Empty if unknown.
 	ClientAddress string `protobuf:"bytes,2,opt,name=client_address,json=clientAddress,proto3" json:"client_address,omitempty"`
 	// What the client wants.
-	Service       v1.Service `protobuf:"varint,3,opt,name=service,proto3,enum=allowednets.decision.v1.Service" json:"service,omitempty"`
+	Service v1.Service `protobuf:"varint,3,opt,name=service,proto3,enum=allowednets.decision.v1.Service" json:"service,omitempty"`
+	// Token of a save that the decision must include (AllowedNets.revision). The sidecar waits for it up to 50 ms, then
+	// answers UNAVAILABLE/NOT_FRESH. A state of a higher epoch includes it. Empty: decide on what is there.
+	MinRevision   string `protobuf:"bytes,4,opt,name=min_revision,json=minRevision,proto3" json:"min_revision,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -87,6 +90,13 @@ func (x *CheckRequest) GetService() v1.Service {
 		return x.Service
 	}
 	return v1.Service(0)
+}
+
+func (x *CheckRequest) GetMinRevision() string {
+	if x != nil {
+		return x.MinRevision
+	}
+	return ""
 }
 
 // CheckResponse answers Check.
@@ -386,11 +396,12 @@ var File_allowednets_check_v1_check_proto protoreflect.FileDescriptor
 
 const file_allowednets_check_v1_check_proto_rawDesc = "" +
 	"\n" +
-	" allowednets/check/v1/check.proto\x12\x14allowednets.check.v1\x1a&allowednets/decision/v1/decision.proto\x1a\x1egoogle/protobuf/duration.proto\"\x8b\x01\n" +
+	" allowednets/check/v1/check.proto\x12\x14allowednets.check.v1\x1a&allowednets/decision/v1/decision.proto\x1a\x1egoogle/protobuf/duration.proto\"\xae\x01\n" +
 	"\fCheckRequest\x12\x18\n" +
 	"\amailbox\x18\x01 \x01(\tR\amailbox\x12%\n" +
 	"\x0eclient_address\x18\x02 \x01(\tR\rclientAddress\x12:\n" +
-	"\aservice\x18\x03 \x01(\x0e2 .allowednets.decision.v1.ServiceR\aservice\"\x84\x01\n" +
+	"\aservice\x18\x03 \x01(\x0e2 .allowednets.decision.v1.ServiceR\aservice\x12!\n" +
+	"\fmin_revision\x18\x04 \x01(\tR\vminRevision\"\x84\x01\n" +
 	"\rCheckResponse\x12=\n" +
 	"\bdecision\x18\x01 \x01(\v2!.allowednets.decision.v1.DecisionR\bdecision\x124\n" +
 	"\bdata_age\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\adataAge\"N\n" +

@@ -360,6 +360,12 @@ const (
 	ErrorReason_ERROR_REASON_STORE_DAMAGED ErrorReason = 14
 	// INVALID_ARGUMENT: the client address is not an IP address, or carries a zone.
 	ErrorReason_ERROR_REASON_CLIENT_ADDRESS_INVALID ErrorReason = 15
+	// UNAVAILABLE: the state is still older than the min_revision asked for.
+	ErrorReason_ERROR_REASON_NOT_FRESH ErrorReason = 16
+	// PERMISSION_DENIED: the caller may act in some domains only, and this is none of them.
+	ErrorReason_ERROR_REASON_DOMAIN_NOT_PERMITTED ErrorReason = 17
+	// FAILED_PRECONDITION: the new name of a rename has another list already. Metadata: etag.
+	ErrorReason_ERROR_REASON_TARGET_RESTRICTED ErrorReason = 18
 )
 
 // Enum value maps for ErrorReason.
@@ -381,6 +387,9 @@ var (
 		13: "ERROR_REASON_OVERLOADED",
 		14: "ERROR_REASON_STORE_DAMAGED",
 		15: "ERROR_REASON_CLIENT_ADDRESS_INVALID",
+		16: "ERROR_REASON_NOT_FRESH",
+		17: "ERROR_REASON_DOMAIN_NOT_PERMITTED",
+		18: "ERROR_REASON_TARGET_RESTRICTED",
 	}
 	ErrorReason_value = map[string]int32{
 		"ERROR_REASON_UNSPECIFIED":            0,
@@ -399,6 +408,9 @@ var (
 		"ERROR_REASON_OVERLOADED":             13,
 		"ERROR_REASON_STORE_DAMAGED":          14,
 		"ERROR_REASON_CLIENT_ADDRESS_INVALID": 15,
+		"ERROR_REASON_NOT_FRESH":              16,
+		"ERROR_REASON_DOMAIN_NOT_PERMITTED":   17,
+		"ERROR_REASON_TARGET_RESTRICTED":      18,
 	}
 )
 
@@ -552,7 +564,7 @@ const file_allowednets_decision_v1_decision_proto_rawDesc = "" +
 	"\x13NET_REFUSAL_SPECIAL\x10\n" +
 	"\x12\x19\n" +
 	"\x15NET_REFUSAL_TOO_BROAD\x10\v\x12\x18\n" +
-	"\x14NET_REFUSAL_TOO_MANY\x10\f*\x9b\x04\n" +
+	"\x14NET_REFUSAL_TOO_MANY\x10\f*\x82\x05\n" +
 	"\vErrorReason\x12\x1c\n" +
 	"\x18ERROR_REASON_UNSPECIFIED\x10\x00\x12 \n" +
 	"\x1cERROR_REASON_MAILBOX_INVALID\x10\x01\x12\x1f\n" +
@@ -570,7 +582,10 @@ const file_allowednets_decision_v1_decision_proto_rawDesc = "" +
 	"\x1eERROR_REASON_HISTORY_WENT_BACK\x10\f\x12\x1b\n" +
 	"\x17ERROR_REASON_OVERLOADED\x10\r\x12\x1e\n" +
 	"\x1aERROR_REASON_STORE_DAMAGED\x10\x0e\x12'\n" +
-	"#ERROR_REASON_CLIENT_ADDRESS_INVALID\x10\x0fB\xf5\x01\n" +
+	"#ERROR_REASON_CLIENT_ADDRESS_INVALID\x10\x0f\x12\x1a\n" +
+	"\x16ERROR_REASON_NOT_FRESH\x10\x10\x12%\n" +
+	"!ERROR_REASON_DOMAIN_NOT_PERMITTED\x10\x11\x12\"\n" +
+	"\x1eERROR_REASON_TARGET_RESTRICTED\x10\x12B\xf5\x01\n" +
 	"\x1bcom.allowednets.decision.v1B\rDecisionProtoP\x01ZIgithub.com/allowednets/allowednets/gen/allowednets/decision/v1;decisionv1\xa2\x02\x03ADX\xaa\x02\x17Allowednets.Decision.V1\xca\x02\x17Allowednets\\Decision\\V1\xe2\x02#Allowednets\\Decision\\V1\\GPBMetadata\xea\x02\x19Allowednets::Decision::V1b\x06proto3"
 
 var (

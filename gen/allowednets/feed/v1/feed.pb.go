@@ -330,7 +330,7 @@ func (x *Hello) GetRevision() int64 {
 	return 0
 }
 
-// Ack says that a commit was verified and is enforced.
+// Ack says that a commit was verified and is enforced; with a state on disk also that no restart takes it back.
 type Ack struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Revision of the commit.

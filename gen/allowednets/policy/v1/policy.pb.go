@@ -25,6 +25,71 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+// ChangeKind says what a change was.
+type ChangeKind int32
+
+const (
+	// Not known: an audit record from before kinds were recorded.
+	ChangeKind_CHANGE_KIND_UNSPECIFIED ChangeKind = 0
+	// SetAllowedNets.
+	ChangeKind_CHANGE_KIND_SET ChangeKind = 1
+	// ClearAllowedNets.
+	ChangeKind_CHANGE_KIND_CLEAR ChangeKind = 2
+	// DeleteMailbox.
+	ChangeKind_CHANGE_KIND_DELETE ChangeKind = 3
+	// RenameMailbox, the side that got the list.
+	ChangeKind_CHANGE_KIND_RENAME_TO ChangeKind = 4
+	// RenameMailbox, the side that gave it away.
+	ChangeKind_CHANGE_KIND_RENAME_FROM ChangeKind = 5
+)
+
+// Enum value maps for ChangeKind.
+var (
+	ChangeKind_name = map[int32]string{
+		0: "CHANGE_KIND_UNSPECIFIED",
+		1: "CHANGE_KIND_SET",
+		2: "CHANGE_KIND_CLEAR",
+		3: "CHANGE_KIND_DELETE",
+		4: "CHANGE_KIND_RENAME_TO",
+		5: "CHANGE_KIND_RENAME_FROM",
+	}
+	ChangeKind_value = map[string]int32{
+		"CHANGE_KIND_UNSPECIFIED": 0,
+		"CHANGE_KIND_SET":         1,
+		"CHANGE_KIND_CLEAR":       2,
+		"CHANGE_KIND_DELETE":      3,
+		"CHANGE_KIND_RENAME_TO":   4,
+		"CHANGE_KIND_RENAME_FROM": 5,
+	}
+)
+
+func (x ChangeKind) Enum() *ChangeKind {
+	p := new(ChangeKind)
+	*p = x
+	return p
+}
+
+func (x ChangeKind) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (ChangeKind) Descriptor() protoreflect.EnumDescriptor {
+	return file_allowednets_policy_v1_policy_proto_enumTypes[0].Descriptor()
+}
+
+func (ChangeKind) Type() protoreflect.EnumType {
+	return &file_allowednets_policy_v1_policy_proto_enumTypes[0]
+}
+
+func (x ChangeKind) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use ChangeKind.Descriptor instead.
+func (ChangeKind) EnumDescriptor() ([]byte, []int) {
+	return file_allowednets_policy_v1_policy_proto_rawDescGZIP(), []int{0}
+}
+
 // AllowedNets is the list of one mailbox.
 type AllowedNets struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -404,7 +469,10 @@ type SetAllowedNetsResponse struct {
 	// The list as stored; with validate_only, as it would be stored, without etag and revision.
 	AllowedNets *AllowedNets `protobuf:"bytes,1,opt,name=allowed_nets,json=allowedNets,proto3" json:"allowed_nets,omitempty"`
 	// False if the mailbox had this list already, or if this request id was carried out before.
-	Changed       bool `protobuf:"varint,2,opt,name=changed,proto3" json:"changed,omitempty"`
+	Changed bool `protobuf:"varint,2,opt,name=changed,proto3" json:"changed,omitempty"`
+	// This request id was carried out before, and the mailbox was changed since: allowed_nets is what that request left, not
+	// what is enforced now.
+	Superseded    bool `protobuf:"varint,3,opt,name=superseded,proto3" json:"superseded,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -449,6 +517,13 @@ func (x *SetAllowedNetsResponse) GetAllowedNets() *AllowedNets {
 func (x *SetAllowedNetsResponse) GetChanged() bool {
 	if x != nil {
 		return x.Changed
+	}
+	return false
+}
+
+func (x *SetAllowedNetsResponse) GetSuperseded() bool {
+	if x != nil {
+		return x.Superseded
 	}
 	return false
 }
@@ -541,7 +616,10 @@ type ClearAllowedNetsResponse struct {
 	// The mailbox without nets.
 	AllowedNets *AllowedNets `protobuf:"bytes,1,opt,name=allowed_nets,json=allowedNets,proto3" json:"allowed_nets,omitempty"`
 	// False if the mailbox had no list, or if this request id was carried out before.
-	Changed       bool `protobuf:"varint,2,opt,name=changed,proto3" json:"changed,omitempty"`
+	Changed bool `protobuf:"varint,2,opt,name=changed,proto3" json:"changed,omitempty"`
+	// This request id was carried out before, and the mailbox was changed since: allowed_nets is what that request left, not
+	// what is enforced now.
+	Superseded    bool `protobuf:"varint,3,opt,name=superseded,proto3" json:"superseded,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -586,6 +664,13 @@ func (x *ClearAllowedNetsResponse) GetAllowedNets() *AllowedNets {
 func (x *ClearAllowedNetsResponse) GetChanged() bool {
 	if x != nil {
 		return x.Changed
+	}
+	return false
+}
+
+func (x *ClearAllowedNetsResponse) GetSuperseded() bool {
+	if x != nil {
+		return x.Superseded
 	}
 	return false
 }
@@ -682,10 +767,11 @@ func (x *GetAllowedNetsResponse) GetAllowedNets() *AllowedNets {
 	return nil
 }
 
-// ListAllowedNetsRequest asks for a page of the restricted mailboxes of a domain.
+// ListAllowedNetsRequest asks for a page of restricted mailboxes.
 type ListAllowedNetsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The domain, in any spelling that canonicalises.
+	// The domain, in any spelling that canonicalises. Empty: all domains, which callers that are limited to some may not ask
+	// for.
 	Domain string `protobuf:"bytes,1,opt,name=domain,proto3" json:"domain,omitempty"`
 	// How many mailboxes at most; 0 means 100, more than 1000 means 1000. Negative is INVALID_ARGUMENT.
 	PageSize int32 `protobuf:"varint,2,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
@@ -749,11 +835,11 @@ func (x *ListAllowedNetsRequest) GetPageToken() string {
 // ListAllowedNetsResponse is a page of restricted mailboxes.
 type ListAllowedNetsResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Restricted mailboxes, ordered by mailbox.
+	// Restricted mailboxes, ordered by domain and mailbox.
 	AllowedNets []*AllowedNets `protobuf:"bytes,1,rep,name=allowed_nets,json=allowedNets,proto3" json:"allowed_nets,omitempty"`
 	// Token of the next page; empty on the last one.
 	NextPageToken string `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
-	// How many restricted mailboxes the domain has in all.
+	// How many restricted mailboxes the domain has, or all domains have.
 	TotalSize     int64 `protobuf:"varint,3,opt,name=total_size,json=totalSize,proto3" json:"total_size,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -810,6 +896,898 @@ func (x *ListAllowedNetsResponse) GetTotalSize() int64 {
 	return 0
 }
 
+// Change is the audit record of one save.
+type Change struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Canonical mailbox.
+	Mailbox string `protobuf:"bytes,1,opt,name=mailbox,proto3" json:"mailbox,omitempty"`
+	// What was done.
+	Kind ChangeKind `protobuf:"varint,2,opt,name=kind,proto3,enum=allowednets.policy.v1.ChangeKind" json:"kind,omitempty"`
+	// The list before; empty: unrestricted.
+	Before []*Net `protobuf:"bytes,3,rep,name=before,proto3" json:"before,omitempty"`
+	// The list after; empty: unrestricted.
+	After []*Net `protobuf:"bytes,4,rep,name=after,proto3" json:"after,omitempty"`
+	// The person, as the caller asserted it.
+	Actor *Actor `protobuf:"bytes,5,opt,name=actor,proto3" json:"actor,omitempty"`
+	// Name in the calling service's certificate: what we know.
+	Caller string `protobuf:"bytes,6,opt,name=caller,proto3" json:"caller,omitempty"`
+	// When it was saved, by the policy service's clock.
+	Time *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=time,proto3" json:"time,omitempty"`
+	// The caller's request id, or one that the policy service made.
+	RequestId string `protobuf:"bytes,8,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	// Opaque token of the save.
+	Revision string `protobuf:"bytes,9,opt,name=revision,proto3" json:"revision,omitempty"`
+	// For a rename the mailbox on the other side.
+	OtherMailbox  string `protobuf:"bytes,10,opt,name=other_mailbox,json=otherMailbox,proto3" json:"other_mailbox,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Change) Reset() {
+	*x = Change{}
+	mi := &file_allowednets_policy_v1_policy_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Change) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Change) ProtoMessage() {}
+
+func (x *Change) ProtoReflect() protoreflect.Message {
+	mi := &file_allowednets_policy_v1_policy_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Change.ProtoReflect.Descriptor instead.
+func (*Change) Descriptor() ([]byte, []int) {
+	return file_allowednets_policy_v1_policy_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *Change) GetMailbox() string {
+	if x != nil {
+		return x.Mailbox
+	}
+	return ""
+}
+
+func (x *Change) GetKind() ChangeKind {
+	if x != nil {
+		return x.Kind
+	}
+	return ChangeKind_CHANGE_KIND_UNSPECIFIED
+}
+
+func (x *Change) GetBefore() []*Net {
+	if x != nil {
+		return x.Before
+	}
+	return nil
+}
+
+func (x *Change) GetAfter() []*Net {
+	if x != nil {
+		return x.After
+	}
+	return nil
+}
+
+func (x *Change) GetActor() *Actor {
+	if x != nil {
+		return x.Actor
+	}
+	return nil
+}
+
+func (x *Change) GetCaller() string {
+	if x != nil {
+		return x.Caller
+	}
+	return ""
+}
+
+func (x *Change) GetTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Time
+	}
+	return nil
+}
+
+func (x *Change) GetRequestId() string {
+	if x != nil {
+		return x.RequestId
+	}
+	return ""
+}
+
+func (x *Change) GetRevision() string {
+	if x != nil {
+		return x.Revision
+	}
+	return ""
+}
+
+func (x *Change) GetOtherMailbox() string {
+	if x != nil {
+		return x.OtherMailbox
+	}
+	return ""
+}
+
+// ListChangesRequest asks for a page of a mailbox's history.
+type ListChangesRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The mailbox, local@domain, in any spelling that canonicalises.
+	Mailbox string `protobuf:"bytes,1,opt,name=mailbox,proto3" json:"mailbox,omitempty"`
+	// How many changes at most; 0 means 50, more than 200 means 200. Negative is INVALID_ARGUMENT.
+	PageSize int32 `protobuf:"varint,2,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
+	// next_page_token of the page before; empty for the first page.
+	PageToken     string `protobuf:"bytes,3,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListChangesRequest) Reset() {
+	*x = ListChangesRequest{}
+	mi := &file_allowednets_policy_v1_policy_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListChangesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListChangesRequest) ProtoMessage() {}
+
+func (x *ListChangesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_allowednets_policy_v1_policy_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListChangesRequest.ProtoReflect.Descriptor instead.
+func (*ListChangesRequest) Descriptor() ([]byte, []int) {
+	return file_allowednets_policy_v1_policy_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *ListChangesRequest) GetMailbox() string {
+	if x != nil {
+		return x.Mailbox
+	}
+	return ""
+}
+
+func (x *ListChangesRequest) GetPageSize() int32 {
+	if x != nil {
+		return x.PageSize
+	}
+	return 0
+}
+
+func (x *ListChangesRequest) GetPageToken() string {
+	if x != nil {
+		return x.PageToken
+	}
+	return ""
+}
+
+// ListChangesResponse is a page of a mailbox's history.
+type ListChangesResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Changes, newest first.
+	Changes []*Change `protobuf:"bytes,1,rep,name=changes,proto3" json:"changes,omitempty"`
+	// Token of the next page; empty on the last one.
+	NextPageToken string `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListChangesResponse) Reset() {
+	*x = ListChangesResponse{}
+	mi := &file_allowednets_policy_v1_policy_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListChangesResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListChangesResponse) ProtoMessage() {}
+
+func (x *ListChangesResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_allowednets_policy_v1_policy_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListChangesResponse.ProtoReflect.Descriptor instead.
+func (*ListChangesResponse) Descriptor() ([]byte, []int) {
+	return file_allowednets_policy_v1_policy_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *ListChangesResponse) GetChanges() []*Change {
+	if x != nil {
+		return x.Changes
+	}
+	return nil
+}
+
+func (x *ListChangesResponse) GetNextPageToken() string {
+	if x != nil {
+		return x.NextPageToken
+	}
+	return ""
+}
+
+// DeleteMailboxRequest says that an account is gone.
+type DeleteMailboxRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The mailbox, local@domain, in any spelling that canonicalises.
+	Mailbox string `protobuf:"bytes,1,opt,name=mailbox,proto3" json:"mailbox,omitempty"`
+	// Delete only if the mailbox's current etag is this one. Empty: whatever it is.
+	Etag string `protobuf:"bytes,2,opt,name=etag,proto3" json:"etag,omitempty"`
+	// As in SetAllowedNetsRequest.
+	RequestId string `protobuf:"bytes,3,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	// Run every check and change nothing.
+	ValidateOnly bool `protobuf:"varint,4,opt,name=validate_only,json=validateOnly,proto3" json:"validate_only,omitempty"`
+	// Who asks.
+	Actor         *Actor `protobuf:"bytes,5,opt,name=actor,proto3" json:"actor,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DeleteMailboxRequest) Reset() {
+	*x = DeleteMailboxRequest{}
+	mi := &file_allowednets_policy_v1_policy_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DeleteMailboxRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DeleteMailboxRequest) ProtoMessage() {}
+
+func (x *DeleteMailboxRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_allowednets_policy_v1_policy_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DeleteMailboxRequest.ProtoReflect.Descriptor instead.
+func (*DeleteMailboxRequest) Descriptor() ([]byte, []int) {
+	return file_allowednets_policy_v1_policy_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *DeleteMailboxRequest) GetMailbox() string {
+	if x != nil {
+		return x.Mailbox
+	}
+	return ""
+}
+
+func (x *DeleteMailboxRequest) GetEtag() string {
+	if x != nil {
+		return x.Etag
+	}
+	return ""
+}
+
+func (x *DeleteMailboxRequest) GetRequestId() string {
+	if x != nil {
+		return x.RequestId
+	}
+	return ""
+}
+
+func (x *DeleteMailboxRequest) GetValidateOnly() bool {
+	if x != nil {
+		return x.ValidateOnly
+	}
+	return false
+}
+
+func (x *DeleteMailboxRequest) GetActor() *Actor {
+	if x != nil {
+		return x.Actor
+	}
+	return nil
+}
+
+// DeleteMailboxResponse answers DeleteMailbox.
+type DeleteMailboxResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The mailbox without nets.
+	AllowedNets *AllowedNets `protobuf:"bytes,1,opt,name=allowed_nets,json=allowedNets,proto3" json:"allowed_nets,omitempty"`
+	// False if the mailbox had no list, or if this request id was carried out before.
+	Changed bool `protobuf:"varint,2,opt,name=changed,proto3" json:"changed,omitempty"`
+	// This request id was carried out before, and the mailbox was changed since: allowed_nets is what that request left, not
+	// what is enforced now.
+	Superseded    bool `protobuf:"varint,3,opt,name=superseded,proto3" json:"superseded,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DeleteMailboxResponse) Reset() {
+	*x = DeleteMailboxResponse{}
+	mi := &file_allowednets_policy_v1_policy_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DeleteMailboxResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DeleteMailboxResponse) ProtoMessage() {}
+
+func (x *DeleteMailboxResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_allowednets_policy_v1_policy_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DeleteMailboxResponse.ProtoReflect.Descriptor instead.
+func (*DeleteMailboxResponse) Descriptor() ([]byte, []int) {
+	return file_allowednets_policy_v1_policy_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *DeleteMailboxResponse) GetAllowedNets() *AllowedNets {
+	if x != nil {
+		return x.AllowedNets
+	}
+	return nil
+}
+
+func (x *DeleteMailboxResponse) GetChanged() bool {
+	if x != nil {
+		return x.Changed
+	}
+	return false
+}
+
+func (x *DeleteMailboxResponse) GetSuperseded() bool {
+	if x != nil {
+		return x.Superseded
+	}
+	return false
+}
+
+// RenameMailboxRequest says that an account has a new name.
+type RenameMailboxRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The old name.
+	Mailbox string `protobuf:"bytes,1,opt,name=mailbox,proto3" json:"mailbox,omitempty"`
+	// The new name. It must be unrestricted, or have the same list already.
+	NewMailbox string `protobuf:"bytes,2,opt,name=new_mailbox,json=newMailbox,proto3" json:"new_mailbox,omitempty"`
+	// As in SetAllowedNetsRequest; used for both saves.
+	RequestId string `protobuf:"bytes,3,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	// Who asks.
+	Actor         *Actor `protobuf:"bytes,4,opt,name=actor,proto3" json:"actor,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RenameMailboxRequest) Reset() {
+	*x = RenameMailboxRequest{}
+	mi := &file_allowednets_policy_v1_policy_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RenameMailboxRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RenameMailboxRequest) ProtoMessage() {}
+
+func (x *RenameMailboxRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_allowednets_policy_v1_policy_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RenameMailboxRequest.ProtoReflect.Descriptor instead.
+func (*RenameMailboxRequest) Descriptor() ([]byte, []int) {
+	return file_allowednets_policy_v1_policy_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *RenameMailboxRequest) GetMailbox() string {
+	if x != nil {
+		return x.Mailbox
+	}
+	return ""
+}
+
+func (x *RenameMailboxRequest) GetNewMailbox() string {
+	if x != nil {
+		return x.NewMailbox
+	}
+	return ""
+}
+
+func (x *RenameMailboxRequest) GetRequestId() string {
+	if x != nil {
+		return x.RequestId
+	}
+	return ""
+}
+
+func (x *RenameMailboxRequest) GetActor() *Actor {
+	if x != nil {
+		return x.Actor
+	}
+	return nil
+}
+
+// RenameMailboxResponse answers RenameMailbox.
+type RenameMailboxResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The new name with the list.
+	AllowedNets *AllowedNets `protobuf:"bytes,1,opt,name=allowed_nets,json=allowedNets,proto3" json:"allowed_nets,omitempty"`
+	// False if the old name had no list.
+	Changed       bool `protobuf:"varint,2,opt,name=changed,proto3" json:"changed,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RenameMailboxResponse) Reset() {
+	*x = RenameMailboxResponse{}
+	mi := &file_allowednets_policy_v1_policy_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RenameMailboxResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RenameMailboxResponse) ProtoMessage() {}
+
+func (x *RenameMailboxResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_allowednets_policy_v1_policy_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RenameMailboxResponse.ProtoReflect.Descriptor instead.
+func (*RenameMailboxResponse) Descriptor() ([]byte, []int) {
+	return file_allowednets_policy_v1_policy_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *RenameMailboxResponse) GetAllowedNets() *AllowedNets {
+	if x != nil {
+		return x.AllowedNets
+	}
+	return nil
+}
+
+func (x *RenameMailboxResponse) GetChanged() bool {
+	if x != nil {
+		return x.Changed
+	}
+	return false
+}
+
+// ExplainAccessRequest asks what would be decided.
+type ExplainAccessRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The mailbox, local@domain, in any spelling that canonicalises.
+	Mailbox string `protobuf:"bytes,1,opt,name=mailbox,proto3" json:"mailbox,omitempty"`
+	// IPv4 or IPv6 address of the client; empty if unknown.
+	ClientAddress string `protobuf:"bytes,2,opt,name=client_address,json=clientAddress,proto3" json:"client_address,omitempty"`
+	// What the client wants.
+	Service v1.Service `protobuf:"varint,3,opt,name=service,proto3,enum=allowednets.decision.v1.Service" json:"service,omitempty"`
+	// Decide with this list instead of the saved one. Unset: the saved one.
+	//
+	// Types that are valid to be assigned to Draft:
+	//
+	//	*ExplainAccessRequest_List
+	//	*ExplainAccessRequest_Text
+	Draft         isExplainAccessRequest_Draft `protobuf_oneof:"draft"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ExplainAccessRequest) Reset() {
+	*x = ExplainAccessRequest{}
+	mi := &file_allowednets_policy_v1_policy_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExplainAccessRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExplainAccessRequest) ProtoMessage() {}
+
+func (x *ExplainAccessRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_allowednets_policy_v1_policy_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExplainAccessRequest.ProtoReflect.Descriptor instead.
+func (*ExplainAccessRequest) Descriptor() ([]byte, []int) {
+	return file_allowednets_policy_v1_policy_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *ExplainAccessRequest) GetMailbox() string {
+	if x != nil {
+		return x.Mailbox
+	}
+	return ""
+}
+
+func (x *ExplainAccessRequest) GetClientAddress() string {
+	if x != nil {
+		return x.ClientAddress
+	}
+	return ""
+}
+
+func (x *ExplainAccessRequest) GetService() v1.Service {
+	if x != nil {
+		return x.Service
+	}
+	return v1.Service(0)
+}
+
+func (x *ExplainAccessRequest) GetDraft() isExplainAccessRequest_Draft {
+	if x != nil {
+		return x.Draft
+	}
+	return nil
+}
+
+func (x *ExplainAccessRequest) GetList() *NetList {
+	if x != nil {
+		if x, ok := x.Draft.(*ExplainAccessRequest_List); ok {
+			return x.List
+		}
+	}
+	return nil
+}
+
+func (x *ExplainAccessRequest) GetText() string {
+	if x != nil {
+		if x, ok := x.Draft.(*ExplainAccessRequest_Text); ok {
+			return x.Text
+		}
+	}
+	return ""
+}
+
+type isExplainAccessRequest_Draft interface {
+	isExplainAccessRequest_Draft()
+}
+
+type ExplainAccessRequest_List struct {
+	// Already in pieces.
+	List *NetList `protobuf:"bytes,4,opt,name=list,proto3,oneof"`
+}
+
+type ExplainAccessRequest_Text struct {
+	// As a person typed it. Empty text stands for an unrestricted mailbox.
+	Text string `protobuf:"bytes,5,opt,name=text,proto3,oneof"`
+}
+
+func (*ExplainAccessRequest_List) isExplainAccessRequest_Draft() {}
+
+func (*ExplainAccessRequest_Text) isExplainAccessRequest_Draft() {}
+
+// ExplainAccessResponse answers ExplainAccess.
+type ExplainAccessResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The decision. Its revision is that of the saved state, empty for a draft.
+	Decision      *v1.Decision `protobuf:"bytes,1,opt,name=decision,proto3" json:"decision,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ExplainAccessResponse) Reset() {
+	*x = ExplainAccessResponse{}
+	mi := &file_allowednets_policy_v1_policy_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExplainAccessResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExplainAccessResponse) ProtoMessage() {}
+
+func (x *ExplainAccessResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_allowednets_policy_v1_policy_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExplainAccessResponse.ProtoReflect.Descriptor instead.
+func (*ExplainAccessResponse) Descriptor() ([]byte, []int) {
+	return file_allowednets_policy_v1_policy_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *ExplainAccessResponse) GetDecision() *v1.Decision {
+	if x != nil {
+		return x.Decision
+	}
+	return nil
+}
+
+// GetPropagationRequest asks how far a save has got.
+type GetPropagationRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Token of the save (AllowedNets.revision). Empty: the newest save.
+	Revision      string `protobuf:"bytes,1,opt,name=revision,proto3" json:"revision,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetPropagationRequest) Reset() {
+	*x = GetPropagationRequest{}
+	mi := &file_allowednets_policy_v1_policy_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetPropagationRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetPropagationRequest) ProtoMessage() {}
+
+func (x *GetPropagationRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_allowednets_policy_v1_policy_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetPropagationRequest.ProtoReflect.Descriptor instead.
+func (*GetPropagationRequest) Descriptor() ([]byte, []int) {
+	return file_allowednets_policy_v1_policy_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *GetPropagationRequest) GetRevision() string {
+	if x != nil {
+		return x.Revision
+	}
+	return ""
+}
+
+// GetPropagationResponse tells how far a save has got. The save is active everywhere when applied_count equals
+// sidecar_count.
+type GetPropagationResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The save asked about.
+	Revision string `protobuf:"bytes,1,opt,name=revision,proto3" json:"revision,omitempty"`
+	// Sidecars that count: the connected ones, and those that were lost in the last 10 minutes without a goodbye.
+	SidecarCount int64 `protobuf:"varint,2,opt,name=sidecar_count,json=sidecarCount,proto3" json:"sidecar_count,omitempty"`
+	// Sidecars that have acknowledged a state that includes the save.
+	AppliedCount int64 `protobuf:"varint,3,opt,name=applied_count,json=appliedCount,proto3" json:"applied_count,omitempty"`
+	// The sidecars that do not enforce the save as far as is known, lost ones first; at most 100.
+	Laggards []*Laggard `protobuf:"bytes,4,rep,name=laggards,proto3" json:"laggards,omitempty"`
+	// Policy service replicas that the answer comes from.
+	ReplicaCount  int64 `protobuf:"varint,5,opt,name=replica_count,json=replicaCount,proto3" json:"replica_count,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetPropagationResponse) Reset() {
+	*x = GetPropagationResponse{}
+	mi := &file_allowednets_policy_v1_policy_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetPropagationResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetPropagationResponse) ProtoMessage() {}
+
+func (x *GetPropagationResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_allowednets_policy_v1_policy_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetPropagationResponse.ProtoReflect.Descriptor instead.
+func (*GetPropagationResponse) Descriptor() ([]byte, []int) {
+	return file_allowednets_policy_v1_policy_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *GetPropagationResponse) GetRevision() string {
+	if x != nil {
+		return x.Revision
+	}
+	return ""
+}
+
+func (x *GetPropagationResponse) GetSidecarCount() int64 {
+	if x != nil {
+		return x.SidecarCount
+	}
+	return 0
+}
+
+func (x *GetPropagationResponse) GetAppliedCount() int64 {
+	if x != nil {
+		return x.AppliedCount
+	}
+	return 0
+}
+
+func (x *GetPropagationResponse) GetLaggards() []*Laggard {
+	if x != nil {
+		return x.Laggards
+	}
+	return nil
+}
+
+func (x *GetPropagationResponse) GetReplicaCount() int64 {
+	if x != nil {
+		return x.ReplicaCount
+	}
+	return 0
+}
+
+// Laggard is a sidecar that does not enforce a save as far as is known.
+type Laggard struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The name it gave itself.
+	Id string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	// Name in its certificate.
+	Caller string `protobuf:"bytes,2,opt,name=caller,proto3" json:"caller,omitempty"`
+	// Token of the last state it acknowledged; empty if none.
+	Revision string `protobuf:"bytes,3,opt,name=revision,proto3" json:"revision,omitempty"`
+	// Its connection broke and it did not come back.
+	Lost bool `protobuf:"varint,4,opt,name=lost,proto3" json:"lost,omitempty"`
+	// When it was last heard of. Unset for a connected one.
+	LostTime      *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=lost_time,json=lostTime,proto3" json:"lost_time,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Laggard) Reset() {
+	*x = Laggard{}
+	mi := &file_allowednets_policy_v1_policy_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Laggard) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Laggard) ProtoMessage() {}
+
+func (x *Laggard) ProtoReflect() protoreflect.Message {
+	mi := &file_allowednets_policy_v1_policy_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Laggard.ProtoReflect.Descriptor instead.
+func (*Laggard) Descriptor() ([]byte, []int) {
+	return file_allowednets_policy_v1_policy_proto_rawDescGZIP(), []int{23}
+}
+
+func (x *Laggard) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *Laggard) GetCaller() string {
+	if x != nil {
+		return x.Caller
+	}
+	return ""
+}
+
+func (x *Laggard) GetRevision() string {
+	if x != nil {
+		return x.Revision
+	}
+	return ""
+}
+
+func (x *Laggard) GetLost() bool {
+	if x != nil {
+		return x.Lost
+	}
+	return false
+}
+
+func (x *Laggard) GetLostTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.LostTime
+	}
+	return nil
+}
+
 // InvalidNets is a detail of an error with the reason NETS_INVALID: what a client needs to show each bad entry and to
 // offer its correction, without reading prose.
 type InvalidNets struct {
@@ -822,7 +1800,7 @@ type InvalidNets struct {
 
 func (x *InvalidNets) Reset() {
 	*x = InvalidNets{}
-	mi := &file_allowednets_policy_v1_policy_proto_msgTypes[12]
+	mi := &file_allowednets_policy_v1_policy_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -834,7 +1812,7 @@ func (x *InvalidNets) String() string {
 func (*InvalidNets) ProtoMessage() {}
 
 func (x *InvalidNets) ProtoReflect() protoreflect.Message {
-	mi := &file_allowednets_policy_v1_policy_proto_msgTypes[12]
+	mi := &file_allowednets_policy_v1_policy_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -847,7 +1825,7 @@ func (x *InvalidNets) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InvalidNets.ProtoReflect.Descriptor instead.
 func (*InvalidNets) Descriptor() ([]byte, []int) {
-	return file_allowednets_policy_v1_policy_proto_rawDescGZIP(), []int{12}
+	return file_allowednets_policy_v1_policy_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *InvalidNets) GetInvalidNets() []*InvalidNet {
@@ -878,7 +1856,7 @@ type InvalidNet struct {
 
 func (x *InvalidNet) Reset() {
 	*x = InvalidNet{}
-	mi := &file_allowednets_policy_v1_policy_proto_msgTypes[13]
+	mi := &file_allowednets_policy_v1_policy_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -890,7 +1868,7 @@ func (x *InvalidNet) String() string {
 func (*InvalidNet) ProtoMessage() {}
 
 func (x *InvalidNet) ProtoReflect() protoreflect.Message {
-	mi := &file_allowednets_policy_v1_policy_proto_msgTypes[13]
+	mi := &file_allowednets_policy_v1_policy_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -903,7 +1881,7 @@ func (x *InvalidNet) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InvalidNet.ProtoReflect.Descriptor instead.
 func (*InvalidNet) Descriptor() ([]byte, []int) {
-	return file_allowednets_policy_v1_policy_proto_rawDescGZIP(), []int{13}
+	return file_allowednets_policy_v1_policy_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *InvalidNet) GetIndex() int32 {
@@ -978,20 +1956,26 @@ const file_allowednets_policy_v1_policy_proto_rawDesc = "" +
 	"request_id\x18\x05 \x01(\tR\trequestId\x12#\n" +
 	"\rvalidate_only\x18\x06 \x01(\bR\fvalidateOnly\x122\n" +
 	"\x05actor\x18\a \x01(\v2\x1c.allowednets.policy.v1.ActorR\x05actorB\a\n" +
-	"\x05input\"y\n" +
+	"\x05input\"\x99\x01\n" +
 	"\x16SetAllowedNetsResponse\x12E\n" +
 	"\fallowed_nets\x18\x01 \x01(\v2\".allowednets.policy.v1.AllowedNetsR\vallowedNets\x12\x18\n" +
-	"\achanged\x18\x02 \x01(\bR\achanged\"\xbf\x01\n" +
+	"\achanged\x18\x02 \x01(\bR\achanged\x12\x1e\n" +
+	"\n" +
+	"superseded\x18\x03 \x01(\bR\n" +
+	"superseded\"\xbf\x01\n" +
 	"\x17ClearAllowedNetsRequest\x12\x18\n" +
 	"\amailbox\x18\x01 \x01(\tR\amailbox\x12\x12\n" +
 	"\x04etag\x18\x02 \x01(\tR\x04etag\x12\x1d\n" +
 	"\n" +
 	"request_id\x18\x03 \x01(\tR\trequestId\x12#\n" +
 	"\rvalidate_only\x18\x04 \x01(\bR\fvalidateOnly\x122\n" +
-	"\x05actor\x18\x05 \x01(\v2\x1c.allowednets.policy.v1.ActorR\x05actor\"{\n" +
+	"\x05actor\x18\x05 \x01(\v2\x1c.allowednets.policy.v1.ActorR\x05actor\"\x9b\x01\n" +
 	"\x18ClearAllowedNetsResponse\x12E\n" +
 	"\fallowed_nets\x18\x01 \x01(\v2\".allowednets.policy.v1.AllowedNetsR\vallowedNets\x12\x18\n" +
-	"\achanged\x18\x02 \x01(\bR\achanged\"1\n" +
+	"\achanged\x18\x02 \x01(\bR\achanged\x12\x1e\n" +
+	"\n" +
+	"superseded\x18\x03 \x01(\bR\n" +
+	"superseded\"1\n" +
 	"\x15GetAllowedNetsRequest\x12\x18\n" +
 	"\amailbox\x18\x01 \x01(\tR\amailbox\"_\n" +
 	"\x16GetAllowedNetsResponse\x12E\n" +
@@ -1005,7 +1989,74 @@ const file_allowednets_policy_v1_policy_proto_rawDesc = "" +
 	"\fallowed_nets\x18\x01 \x03(\v2\".allowednets.policy.v1.AllowedNetsR\vallowedNets\x12&\n" +
 	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\x12\x1d\n" +
 	"\n" +
-	"total_size\x18\x03 \x01(\x03R\ttotalSize\"S\n" +
+	"total_size\x18\x03 \x01(\x03R\ttotalSize\"\x9b\x03\n" +
+	"\x06Change\x12\x18\n" +
+	"\amailbox\x18\x01 \x01(\tR\amailbox\x125\n" +
+	"\x04kind\x18\x02 \x01(\x0e2!.allowednets.policy.v1.ChangeKindR\x04kind\x122\n" +
+	"\x06before\x18\x03 \x03(\v2\x1a.allowednets.policy.v1.NetR\x06before\x120\n" +
+	"\x05after\x18\x04 \x03(\v2\x1a.allowednets.policy.v1.NetR\x05after\x122\n" +
+	"\x05actor\x18\x05 \x01(\v2\x1c.allowednets.policy.v1.ActorR\x05actor\x12\x16\n" +
+	"\x06caller\x18\x06 \x01(\tR\x06caller\x12.\n" +
+	"\x04time\x18\a \x01(\v2\x1a.google.protobuf.TimestampR\x04time\x12\x1d\n" +
+	"\n" +
+	"request_id\x18\b \x01(\tR\trequestId\x12\x1a\n" +
+	"\brevision\x18\t \x01(\tR\brevision\x12#\n" +
+	"\rother_mailbox\x18\n" +
+	" \x01(\tR\fotherMailbox\"j\n" +
+	"\x12ListChangesRequest\x12\x18\n" +
+	"\amailbox\x18\x01 \x01(\tR\amailbox\x12\x1b\n" +
+	"\tpage_size\x18\x02 \x01(\x05R\bpageSize\x12\x1d\n" +
+	"\n" +
+	"page_token\x18\x03 \x01(\tR\tpageToken\"v\n" +
+	"\x13ListChangesResponse\x127\n" +
+	"\achanges\x18\x01 \x03(\v2\x1d.allowednets.policy.v1.ChangeR\achanges\x12&\n" +
+	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\xbc\x01\n" +
+	"\x14DeleteMailboxRequest\x12\x18\n" +
+	"\amailbox\x18\x01 \x01(\tR\amailbox\x12\x12\n" +
+	"\x04etag\x18\x02 \x01(\tR\x04etag\x12\x1d\n" +
+	"\n" +
+	"request_id\x18\x03 \x01(\tR\trequestId\x12#\n" +
+	"\rvalidate_only\x18\x04 \x01(\bR\fvalidateOnly\x122\n" +
+	"\x05actor\x18\x05 \x01(\v2\x1c.allowednets.policy.v1.ActorR\x05actor\"\x98\x01\n" +
+	"\x15DeleteMailboxResponse\x12E\n" +
+	"\fallowed_nets\x18\x01 \x01(\v2\".allowednets.policy.v1.AllowedNetsR\vallowedNets\x12\x18\n" +
+	"\achanged\x18\x02 \x01(\bR\achanged\x12\x1e\n" +
+	"\n" +
+	"superseded\x18\x03 \x01(\bR\n" +
+	"superseded\"\xa4\x01\n" +
+	"\x14RenameMailboxRequest\x12\x18\n" +
+	"\amailbox\x18\x01 \x01(\tR\amailbox\x12\x1f\n" +
+	"\vnew_mailbox\x18\x02 \x01(\tR\n" +
+	"newMailbox\x12\x1d\n" +
+	"\n" +
+	"request_id\x18\x03 \x01(\tR\trequestId\x122\n" +
+	"\x05actor\x18\x04 \x01(\v2\x1c.allowednets.policy.v1.ActorR\x05actor\"x\n" +
+	"\x15RenameMailboxResponse\x12E\n" +
+	"\fallowed_nets\x18\x01 \x01(\v2\".allowednets.policy.v1.AllowedNetsR\vallowedNets\x12\x18\n" +
+	"\achanged\x18\x02 \x01(\bR\achanged\"\xe8\x01\n" +
+	"\x14ExplainAccessRequest\x12\x18\n" +
+	"\amailbox\x18\x01 \x01(\tR\amailbox\x12%\n" +
+	"\x0eclient_address\x18\x02 \x01(\tR\rclientAddress\x12:\n" +
+	"\aservice\x18\x03 \x01(\x0e2 .allowednets.decision.v1.ServiceR\aservice\x124\n" +
+	"\x04list\x18\x04 \x01(\v2\x1e.allowednets.policy.v1.NetListH\x00R\x04list\x12\x14\n" +
+	"\x04text\x18\x05 \x01(\tH\x00R\x04textB\a\n" +
+	"\x05draft\"V\n" +
+	"\x15ExplainAccessResponse\x12=\n" +
+	"\bdecision\x18\x01 \x01(\v2!.allowednets.decision.v1.DecisionR\bdecision\"3\n" +
+	"\x15GetPropagationRequest\x12\x1a\n" +
+	"\brevision\x18\x01 \x01(\tR\brevision\"\xdf\x01\n" +
+	"\x16GetPropagationResponse\x12\x1a\n" +
+	"\brevision\x18\x01 \x01(\tR\brevision\x12#\n" +
+	"\rsidecar_count\x18\x02 \x01(\x03R\fsidecarCount\x12#\n" +
+	"\rapplied_count\x18\x03 \x01(\x03R\fappliedCount\x12:\n" +
+	"\blaggards\x18\x04 \x03(\v2\x1e.allowednets.policy.v1.LaggardR\blaggards\x12#\n" +
+	"\rreplica_count\x18\x05 \x01(\x03R\freplicaCount\"\x9a\x01\n" +
+	"\aLaggard\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n" +
+	"\x06caller\x18\x02 \x01(\tR\x06caller\x12\x1a\n" +
+	"\brevision\x18\x03 \x01(\tR\brevision\x12\x12\n" +
+	"\x04lost\x18\x04 \x01(\bR\x04lost\x127\n" +
+	"\tlost_time\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\blostTime\"S\n" +
 	"\vInvalidNets\x12D\n" +
 	"\finvalid_nets\x18\x01 \x03(\v2!.allowednets.policy.v1.InvalidNetR\vinvalidNets\"\xc7\x01\n" +
 	"\n" +
@@ -1015,12 +2066,25 @@ const file_allowednets_policy_v1_policy_proto_rawDesc = "" +
 	"\arefusal\x18\x03 \x01(\x0e2#.allowednets.decision.v1.NetRefusalR\arefusal\x12\x18\n" +
 	"\amessage\x18\x04 \x01(\tR\amessage\x12 \n" +
 	"\vsuggestions\x18\x05 \x03(\tR\vsuggestions\x12\x14\n" +
-	"\x05block\x18\x06 \x01(\tR\x05block2\xd4\x03\n" +
+	"\x05block\x18\x06 \x01(\tR\x05block*\xa5\x01\n" +
+	"\n" +
+	"ChangeKind\x12\x1b\n" +
+	"\x17CHANGE_KIND_UNSPECIFIED\x10\x00\x12\x13\n" +
+	"\x0fCHANGE_KIND_SET\x10\x01\x12\x15\n" +
+	"\x11CHANGE_KIND_CLEAR\x10\x02\x12\x16\n" +
+	"\x12CHANGE_KIND_DELETE\x10\x03\x12\x19\n" +
+	"\x15CHANGE_KIND_RENAME_TO\x10\x04\x12\x1b\n" +
+	"\x17CHANGE_KIND_RENAME_FROM\x10\x052\xed\a\n" +
 	"\rPolicyService\x12m\n" +
 	"\x0eSetAllowedNets\x12,.allowednets.policy.v1.SetAllowedNetsRequest\x1a-.allowednets.policy.v1.SetAllowedNetsResponse\x12s\n" +
 	"\x10ClearAllowedNets\x12..allowednets.policy.v1.ClearAllowedNetsRequest\x1a/.allowednets.policy.v1.ClearAllowedNetsResponse\x12m\n" +
 	"\x0eGetAllowedNets\x12,.allowednets.policy.v1.GetAllowedNetsRequest\x1a-.allowednets.policy.v1.GetAllowedNetsResponse\x12p\n" +
-	"\x0fListAllowedNets\x12-.allowednets.policy.v1.ListAllowedNetsRequest\x1a..allowednets.policy.v1.ListAllowedNetsResponseB\xe5\x01\n" +
+	"\x0fListAllowedNets\x12-.allowednets.policy.v1.ListAllowedNetsRequest\x1a..allowednets.policy.v1.ListAllowedNetsResponse\x12d\n" +
+	"\vListChanges\x12).allowednets.policy.v1.ListChangesRequest\x1a*.allowednets.policy.v1.ListChangesResponse\x12j\n" +
+	"\rDeleteMailbox\x12+.allowednets.policy.v1.DeleteMailboxRequest\x1a,.allowednets.policy.v1.DeleteMailboxResponse\x12j\n" +
+	"\rRenameMailbox\x12+.allowednets.policy.v1.RenameMailboxRequest\x1a,.allowednets.policy.v1.RenameMailboxResponse\x12j\n" +
+	"\rExplainAccess\x12+.allowednets.policy.v1.ExplainAccessRequest\x1a,.allowednets.policy.v1.ExplainAccessResponse\x12m\n" +
+	"\x0eGetPropagation\x12,.allowednets.policy.v1.GetPropagationRequest\x1a-.allowednets.policy.v1.GetPropagationResponseB\xe5\x01\n" +
 	"\x19com.allowednets.policy.v1B\vPolicyProtoP\x01ZEgithub.com/allowednets/allowednets/gen/allowednets/policy/v1;policyv1\xa2\x02\x03APX\xaa\x02\x15Allowednets.Policy.V1\xca\x02\x15Allowednets\\Policy\\V1\xe2\x02!Allowednets\\Policy\\V1\\GPBMetadata\xea\x02\x17Allowednets::Policy::V1b\x06proto3"
 
 var (
@@ -1035,51 +2099,92 @@ func file_allowednets_policy_v1_policy_proto_rawDescGZIP() []byte {
 	return file_allowednets_policy_v1_policy_proto_rawDescData
 }
 
-var file_allowednets_policy_v1_policy_proto_msgTypes = make([]protoimpl.MessageInfo, 14)
+var file_allowednets_policy_v1_policy_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
+var file_allowednets_policy_v1_policy_proto_msgTypes = make([]protoimpl.MessageInfo, 26)
 var file_allowednets_policy_v1_policy_proto_goTypes = []any{
-	(*AllowedNets)(nil),              // 0: allowednets.policy.v1.AllowedNets
-	(*Net)(nil),                      // 1: allowednets.policy.v1.Net
-	(*NetList)(nil),                  // 2: allowednets.policy.v1.NetList
-	(*Actor)(nil),                    // 3: allowednets.policy.v1.Actor
-	(*SetAllowedNetsRequest)(nil),    // 4: allowednets.policy.v1.SetAllowedNetsRequest
-	(*SetAllowedNetsResponse)(nil),   // 5: allowednets.policy.v1.SetAllowedNetsResponse
-	(*ClearAllowedNetsRequest)(nil),  // 6: allowednets.policy.v1.ClearAllowedNetsRequest
-	(*ClearAllowedNetsResponse)(nil), // 7: allowednets.policy.v1.ClearAllowedNetsResponse
-	(*GetAllowedNetsRequest)(nil),    // 8: allowednets.policy.v1.GetAllowedNetsRequest
-	(*GetAllowedNetsResponse)(nil),   // 9: allowednets.policy.v1.GetAllowedNetsResponse
-	(*ListAllowedNetsRequest)(nil),   // 10: allowednets.policy.v1.ListAllowedNetsRequest
-	(*ListAllowedNetsResponse)(nil),  // 11: allowednets.policy.v1.ListAllowedNetsResponse
-	(*InvalidNets)(nil),              // 12: allowednets.policy.v1.InvalidNets
-	(*InvalidNet)(nil),               // 13: allowednets.policy.v1.InvalidNet
-	(*timestamppb.Timestamp)(nil),    // 14: google.protobuf.Timestamp
-	(v1.NetRefusal)(0),               // 15: allowednets.decision.v1.NetRefusal
+	(ChangeKind)(0),                  // 0: allowednets.policy.v1.ChangeKind
+	(*AllowedNets)(nil),              // 1: allowednets.policy.v1.AllowedNets
+	(*Net)(nil),                      // 2: allowednets.policy.v1.Net
+	(*NetList)(nil),                  // 3: allowednets.policy.v1.NetList
+	(*Actor)(nil),                    // 4: allowednets.policy.v1.Actor
+	(*SetAllowedNetsRequest)(nil),    // 5: allowednets.policy.v1.SetAllowedNetsRequest
+	(*SetAllowedNetsResponse)(nil),   // 6: allowednets.policy.v1.SetAllowedNetsResponse
+	(*ClearAllowedNetsRequest)(nil),  // 7: allowednets.policy.v1.ClearAllowedNetsRequest
+	(*ClearAllowedNetsResponse)(nil), // 8: allowednets.policy.v1.ClearAllowedNetsResponse
+	(*GetAllowedNetsRequest)(nil),    // 9: allowednets.policy.v1.GetAllowedNetsRequest
+	(*GetAllowedNetsResponse)(nil),   // 10: allowednets.policy.v1.GetAllowedNetsResponse
+	(*ListAllowedNetsRequest)(nil),   // 11: allowednets.policy.v1.ListAllowedNetsRequest
+	(*ListAllowedNetsResponse)(nil),  // 12: allowednets.policy.v1.ListAllowedNetsResponse
+	(*Change)(nil),                   // 13: allowednets.policy.v1.Change
+	(*ListChangesRequest)(nil),       // 14: allowednets.policy.v1.ListChangesRequest
+	(*ListChangesResponse)(nil),      // 15: allowednets.policy.v1.ListChangesResponse
+	(*DeleteMailboxRequest)(nil),     // 16: allowednets.policy.v1.DeleteMailboxRequest
+	(*DeleteMailboxResponse)(nil),    // 17: allowednets.policy.v1.DeleteMailboxResponse
+	(*RenameMailboxRequest)(nil),     // 18: allowednets.policy.v1.RenameMailboxRequest
+	(*RenameMailboxResponse)(nil),    // 19: allowednets.policy.v1.RenameMailboxResponse
+	(*ExplainAccessRequest)(nil),     // 20: allowednets.policy.v1.ExplainAccessRequest
+	(*ExplainAccessResponse)(nil),    // 21: allowednets.policy.v1.ExplainAccessResponse
+	(*GetPropagationRequest)(nil),    // 22: allowednets.policy.v1.GetPropagationRequest
+	(*GetPropagationResponse)(nil),   // 23: allowednets.policy.v1.GetPropagationResponse
+	(*Laggard)(nil),                  // 24: allowednets.policy.v1.Laggard
+	(*InvalidNets)(nil),              // 25: allowednets.policy.v1.InvalidNets
+	(*InvalidNet)(nil),               // 26: allowednets.policy.v1.InvalidNet
+	(*timestamppb.Timestamp)(nil),    // 27: google.protobuf.Timestamp
+	(v1.Service)(0),                  // 28: allowednets.decision.v1.Service
+	(*v1.Decision)(nil),              // 29: allowednets.decision.v1.Decision
+	(v1.NetRefusal)(0),               // 30: allowednets.decision.v1.NetRefusal
 }
 var file_allowednets_policy_v1_policy_proto_depIdxs = []int32{
-	1,  // 0: allowednets.policy.v1.AllowedNets.nets:type_name -> allowednets.policy.v1.Net
-	14, // 1: allowednets.policy.v1.AllowedNets.update_time:type_name -> google.protobuf.Timestamp
-	1,  // 2: allowednets.policy.v1.NetList.nets:type_name -> allowednets.policy.v1.Net
-	2,  // 3: allowednets.policy.v1.SetAllowedNetsRequest.list:type_name -> allowednets.policy.v1.NetList
-	3,  // 4: allowednets.policy.v1.SetAllowedNetsRequest.actor:type_name -> allowednets.policy.v1.Actor
-	0,  // 5: allowednets.policy.v1.SetAllowedNetsResponse.allowed_nets:type_name -> allowednets.policy.v1.AllowedNets
-	3,  // 6: allowednets.policy.v1.ClearAllowedNetsRequest.actor:type_name -> allowednets.policy.v1.Actor
-	0,  // 7: allowednets.policy.v1.ClearAllowedNetsResponse.allowed_nets:type_name -> allowednets.policy.v1.AllowedNets
-	0,  // 8: allowednets.policy.v1.GetAllowedNetsResponse.allowed_nets:type_name -> allowednets.policy.v1.AllowedNets
-	0,  // 9: allowednets.policy.v1.ListAllowedNetsResponse.allowed_nets:type_name -> allowednets.policy.v1.AllowedNets
-	13, // 10: allowednets.policy.v1.InvalidNets.invalid_nets:type_name -> allowednets.policy.v1.InvalidNet
-	15, // 11: allowednets.policy.v1.InvalidNet.refusal:type_name -> allowednets.decision.v1.NetRefusal
-	4,  // 12: allowednets.policy.v1.PolicyService.SetAllowedNets:input_type -> allowednets.policy.v1.SetAllowedNetsRequest
-	6,  // 13: allowednets.policy.v1.PolicyService.ClearAllowedNets:input_type -> allowednets.policy.v1.ClearAllowedNetsRequest
-	8,  // 14: allowednets.policy.v1.PolicyService.GetAllowedNets:input_type -> allowednets.policy.v1.GetAllowedNetsRequest
-	10, // 15: allowednets.policy.v1.PolicyService.ListAllowedNets:input_type -> allowednets.policy.v1.ListAllowedNetsRequest
-	5,  // 16: allowednets.policy.v1.PolicyService.SetAllowedNets:output_type -> allowednets.policy.v1.SetAllowedNetsResponse
-	7,  // 17: allowednets.policy.v1.PolicyService.ClearAllowedNets:output_type -> allowednets.policy.v1.ClearAllowedNetsResponse
-	9,  // 18: allowednets.policy.v1.PolicyService.GetAllowedNets:output_type -> allowednets.policy.v1.GetAllowedNetsResponse
-	11, // 19: allowednets.policy.v1.PolicyService.ListAllowedNets:output_type -> allowednets.policy.v1.ListAllowedNetsResponse
-	16, // [16:20] is the sub-list for method output_type
-	12, // [12:16] is the sub-list for method input_type
-	12, // [12:12] is the sub-list for extension type_name
-	12, // [12:12] is the sub-list for extension extendee
-	0,  // [0:12] is the sub-list for field type_name
+	2,  // 0: allowednets.policy.v1.AllowedNets.nets:type_name -> allowednets.policy.v1.Net
+	27, // 1: allowednets.policy.v1.AllowedNets.update_time:type_name -> google.protobuf.Timestamp
+	2,  // 2: allowednets.policy.v1.NetList.nets:type_name -> allowednets.policy.v1.Net
+	3,  // 3: allowednets.policy.v1.SetAllowedNetsRequest.list:type_name -> allowednets.policy.v1.NetList
+	4,  // 4: allowednets.policy.v1.SetAllowedNetsRequest.actor:type_name -> allowednets.policy.v1.Actor
+	1,  // 5: allowednets.policy.v1.SetAllowedNetsResponse.allowed_nets:type_name -> allowednets.policy.v1.AllowedNets
+	4,  // 6: allowednets.policy.v1.ClearAllowedNetsRequest.actor:type_name -> allowednets.policy.v1.Actor
+	1,  // 7: allowednets.policy.v1.ClearAllowedNetsResponse.allowed_nets:type_name -> allowednets.policy.v1.AllowedNets
+	1,  // 8: allowednets.policy.v1.GetAllowedNetsResponse.allowed_nets:type_name -> allowednets.policy.v1.AllowedNets
+	1,  // 9: allowednets.policy.v1.ListAllowedNetsResponse.allowed_nets:type_name -> allowednets.policy.v1.AllowedNets
+	0,  // 10: allowednets.policy.v1.Change.kind:type_name -> allowednets.policy.v1.ChangeKind
+	2,  // 11: allowednets.policy.v1.Change.before:type_name -> allowednets.policy.v1.Net
+	2,  // 12: allowednets.policy.v1.Change.after:type_name -> allowednets.policy.v1.Net
+	4,  // 13: allowednets.policy.v1.Change.actor:type_name -> allowednets.policy.v1.Actor
+	27, // 14: allowednets.policy.v1.Change.time:type_name -> google.protobuf.Timestamp
+	13, // 15: allowednets.policy.v1.ListChangesResponse.changes:type_name -> allowednets.policy.v1.Change
+	4,  // 16: allowednets.policy.v1.DeleteMailboxRequest.actor:type_name -> allowednets.policy.v1.Actor
+	1,  // 17: allowednets.policy.v1.DeleteMailboxResponse.allowed_nets:type_name -> allowednets.policy.v1.AllowedNets
+	4,  // 18: allowednets.policy.v1.RenameMailboxRequest.actor:type_name -> allowednets.policy.v1.Actor
+	1,  // 19: allowednets.policy.v1.RenameMailboxResponse.allowed_nets:type_name -> allowednets.policy.v1.AllowedNets
+	28, // 20: allowednets.policy.v1.ExplainAccessRequest.service:type_name -> allowednets.decision.v1.Service
+	3,  // 21: allowednets.policy.v1.ExplainAccessRequest.list:type_name -> allowednets.policy.v1.NetList
+	29, // 22: allowednets.policy.v1.ExplainAccessResponse.decision:type_name -> allowednets.decision.v1.Decision
+	24, // 23: allowednets.policy.v1.GetPropagationResponse.laggards:type_name -> allowednets.policy.v1.Laggard
+	27, // 24: allowednets.policy.v1.Laggard.lost_time:type_name -> google.protobuf.Timestamp
+	26, // 25: allowednets.policy.v1.InvalidNets.invalid_nets:type_name -> allowednets.policy.v1.InvalidNet
+	30, // 26: allowednets.policy.v1.InvalidNet.refusal:type_name -> allowednets.decision.v1.NetRefusal
+	5,  // 27: allowednets.policy.v1.PolicyService.SetAllowedNets:input_type -> allowednets.policy.v1.SetAllowedNetsRequest
+	7,  // 28: allowednets.policy.v1.PolicyService.ClearAllowedNets:input_type -> allowednets.policy.v1.ClearAllowedNetsRequest
+	9,  // 29: allowednets.policy.v1.PolicyService.GetAllowedNets:input_type -> allowednets.policy.v1.GetAllowedNetsRequest
+	11, // 30: allowednets.policy.v1.PolicyService.ListAllowedNets:input_type -> allowednets.policy.v1.ListAllowedNetsRequest
+	14, // 31: allowednets.policy.v1.PolicyService.ListChanges:input_type -> allowednets.policy.v1.ListChangesRequest
+	16, // 32: allowednets.policy.v1.PolicyService.DeleteMailbox:input_type -> allowednets.policy.v1.DeleteMailboxRequest
+	18, // 33: allowednets.policy.v1.PolicyService.RenameMailbox:input_type -> allowednets.policy.v1.RenameMailboxRequest
+	20, // 34: allowednets.policy.v1.PolicyService.ExplainAccess:input_type -> allowednets.policy.v1.ExplainAccessRequest
+	22, // 35: allowednets.policy.v1.PolicyService.GetPropagation:input_type -> allowednets.policy.v1.GetPropagationRequest
+	6,  // 36: allowednets.policy.v1.PolicyService.SetAllowedNets:output_type -> allowednets.policy.v1.SetAllowedNetsResponse
+	8,  // 37: allowednets.policy.v1.PolicyService.ClearAllowedNets:output_type -> allowednets.policy.v1.ClearAllowedNetsResponse
+	10, // 38: allowednets.policy.v1.PolicyService.GetAllowedNets:output_type -> allowednets.policy.v1.GetAllowedNetsResponse
+	12, // 39: allowednets.policy.v1.PolicyService.ListAllowedNets:output_type -> allowednets.policy.v1.ListAllowedNetsResponse
+	15, // 40: allowednets.policy.v1.PolicyService.ListChanges:output_type -> allowednets.policy.v1.ListChangesResponse
+	17, // 41: allowednets.policy.v1.PolicyService.DeleteMailbox:output_type -> allowednets.policy.v1.DeleteMailboxResponse
+	19, // 42: allowednets.policy.v1.PolicyService.RenameMailbox:output_type -> allowednets.policy.v1.RenameMailboxResponse
+	21, // 43: allowednets.policy.v1.PolicyService.ExplainAccess:output_type -> allowednets.policy.v1.ExplainAccessResponse
+	23, // 44: allowednets.policy.v1.PolicyService.GetPropagation:output_type -> allowednets.policy.v1.GetPropagationResponse
+	36, // [36:45] is the sub-list for method output_type
+	27, // [27:36] is the sub-list for method input_type
+	27, // [27:27] is the sub-list for extension type_name
+	27, // [27:27] is the sub-list for extension extendee
+	0,  // [0:27] is the sub-list for field type_name
 }
 
 func init() { file_allowednets_policy_v1_policy_proto_init() }
@@ -1091,18 +2196,23 @@ func file_allowednets_policy_v1_policy_proto_init() {
 		(*SetAllowedNetsRequest_List)(nil),
 		(*SetAllowedNetsRequest_Text)(nil),
 	}
+	file_allowednets_policy_v1_policy_proto_msgTypes[19].OneofWrappers = []any{
+		(*ExplainAccessRequest_List)(nil),
+		(*ExplainAccessRequest_Text)(nil),
+	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_allowednets_policy_v1_policy_proto_rawDesc), len(file_allowednets_policy_v1_policy_proto_rawDesc)),
-			NumEnums:      0,
-			NumMessages:   14,
+			NumEnums:      1,
+			NumMessages:   26,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
 		GoTypes:           file_allowednets_policy_v1_policy_proto_goTypes,
 		DependencyIndexes: file_allowednets_policy_v1_policy_proto_depIdxs,
+		EnumInfos:         file_allowednets_policy_v1_policy_proto_enumTypes,
 		MessageInfos:      file_allowednets_policy_v1_policy_proto_msgTypes,
 	}.Build()
 	File_allowednets_policy_v1_policy_proto = out.File

@@ -25,6 +25,11 @@ const (
 	PolicyService_ClearAllowedNets_FullMethodName = "/allowednets.policy.v1.PolicyService/ClearAllowedNets"
 	PolicyService_GetAllowedNets_FullMethodName   = "/allowednets.policy.v1.PolicyService/GetAllowedNets"
 	PolicyService_ListAllowedNets_FullMethodName  = "/allowednets.policy.v1.PolicyService/ListAllowedNets"
+	PolicyService_ListChanges_FullMethodName      = "/allowednets.policy.v1.PolicyService/ListChanges"
+	PolicyService_DeleteMailbox_FullMethodName    = "/allowednets.policy.v1.PolicyService/DeleteMailbox"
+	PolicyService_RenameMailbox_FullMethodName    = "/allowednets.policy.v1.PolicyService/RenameMailbox"
+	PolicyService_ExplainAccess_FullMethodName    = "/allowednets.policy.v1.PolicyService/ExplainAccess"
+	PolicyService_GetPropagation_FullMethodName   = "/allowednets.policy.v1.PolicyService/GetPropagation"
 )
 
 // PolicyServiceClient is the client API for PolicyService service.
@@ -43,9 +48,21 @@ type PolicyServiceClient interface {
 	ClearAllowedNets(ctx context.Context, in *ClearAllowedNetsRequest, opts ...grpc.CallOption) (*ClearAllowedNetsResponse, error)
 	// GetAllowedNets reads the list of a mailbox, linearizably. A mailbox without a list is no error.
 	GetAllowedNets(ctx context.Context, in *GetAllowedNetsRequest, opts ...grpc.CallOption) (*GetAllowedNetsResponse, error)
-	// ListAllowedNets lists the restricted mailboxes of a domain, ordered by mailbox. It shows every save that was
-	// acknowledged before the call.
+	// ListAllowedNets lists the restricted mailboxes of a domain, or of all, ordered by domain and mailbox. It shows every
+	// save that was acknowledged before the call.
 	ListAllowedNets(ctx context.Context, in *ListAllowedNetsRequest, opts ...grpc.CallOption) (*ListAllowedNetsResponse, error)
+	// ListChanges reads the audit records of a mailbox, newest first. They outlive the list and the mailbox.
+	ListChanges(ctx context.Context, in *ListChangesRequest, opts ...grpc.CallOption) (*ListChangesResponse, error)
+	// DeleteMailbox says that the account is gone. It lifts the restriction as ClearAllowedNets does, under another name in
+	// the audit record: a mailbox that is created again under the name starts unrestricted. The history stays.
+	DeleteMailbox(ctx context.Context, in *DeleteMailboxRequest, opts ...grpc.CallOption) (*DeleteMailboxResponse, error)
+	// RenameMailbox gives the list of a mailbox to another name. It is two saves, the new name first, so that at no moment
+	// either name is unrestricted before the account has moved. A repetition after an interruption completes it.
+	RenameMailbox(ctx context.Context, in *RenameMailboxRequest, opts ...grpc.CallOption) (*RenameMailboxResponse, error)
+	// ExplainAccess decides an access as a sidecar would, with the saved list or with a draft, and changes nothing.
+	ExplainAccess(ctx context.Context, in *ExplainAccessRequest, opts ...grpc.CallOption) (*ExplainAccessResponse, error)
+	// GetPropagation tells which sidecars enforce a save.
+	GetPropagation(ctx context.Context, in *GetPropagationRequest, opts ...grpc.CallOption) (*GetPropagationResponse, error)
 }
 
 type policyServiceClient struct {
@@ -96,6 +113,56 @@ func (c *policyServiceClient) ListAllowedNets(ctx context.Context, in *ListAllow
 	return out, nil
 }
 
+func (c *policyServiceClient) ListChanges(ctx context.Context, in *ListChangesRequest, opts ...grpc.CallOption) (*ListChangesResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ListChangesResponse)
+	err := c.cc.Invoke(ctx, PolicyService_ListChanges_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *policyServiceClient) DeleteMailbox(ctx context.Context, in *DeleteMailboxRequest, opts ...grpc.CallOption) (*DeleteMailboxResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(DeleteMailboxResponse)
+	err := c.cc.Invoke(ctx, PolicyService_DeleteMailbox_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *policyServiceClient) RenameMailbox(ctx context.Context, in *RenameMailboxRequest, opts ...grpc.CallOption) (*RenameMailboxResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(RenameMailboxResponse)
+	err := c.cc.Invoke(ctx, PolicyService_RenameMailbox_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *policyServiceClient) ExplainAccess(ctx context.Context, in *ExplainAccessRequest, opts ...grpc.CallOption) (*ExplainAccessResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ExplainAccessResponse)
+	err := c.cc.Invoke(ctx, PolicyService_ExplainAccess_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *policyServiceClient) GetPropagation(ctx context.Context, in *GetPropagationRequest, opts ...grpc.CallOption) (*GetPropagationResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(GetPropagationResponse)
+	err := c.cc.Invoke(ctx, PolicyService_GetPropagation_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // PolicyServiceServer is the server API for PolicyService service.
 // All implementations must embed UnimplementedPolicyServiceServer
 // for forward compatibility.
@@ -112,9 +179,21 @@ type PolicyServiceServer interface {
 	ClearAllowedNets(context.Context, *ClearAllowedNetsRequest) (*ClearAllowedNetsResponse, error)
 	// GetAllowedNets reads the list of a mailbox, linearizably. A mailbox without a list is no error.
 	GetAllowedNets(context.Context, *GetAllowedNetsRequest) (*GetAllowedNetsResponse, error)
-	// ListAllowedNets lists the restricted mailboxes of a domain, ordered by mailbox. It shows every save that was
-	// acknowledged before the call.
+	// ListAllowedNets lists the restricted mailboxes of a domain, or of all, ordered by domain and mailbox. It shows every
+	// save that was acknowledged before the call.
 	ListAllowedNets(context.Context, *ListAllowedNetsRequest) (*ListAllowedNetsResponse, error)
+	// ListChanges reads the audit records of a mailbox, newest first. They outlive the list and the mailbox.
+	ListChanges(context.Context, *ListChangesRequest) (*ListChangesResponse, error)
+	// DeleteMailbox says that the account is gone. It lifts the restriction as ClearAllowedNets does, under another name in
+	// the audit record: a mailbox that is created again under the name starts unrestricted. The history stays.
+	DeleteMailbox(context.Context, *DeleteMailboxRequest) (*DeleteMailboxResponse, error)
+	// RenameMailbox gives the list of a mailbox to another name. It is two saves, the new name first, so that at no moment
+	// either name is unrestricted before the account has moved. A repetition after an interruption completes it.
+	RenameMailbox(context.Context, *RenameMailboxRequest) (*RenameMailboxResponse, error)
+	// ExplainAccess decides an access as a sidecar would, with the saved list or with a draft, and changes nothing.
+	ExplainAccess(context.Context, *ExplainAccessRequest) (*ExplainAccessResponse, error)
+	// GetPropagation tells which sidecars enforce a save.
+	GetPropagation(context.Context, *GetPropagationRequest) (*GetPropagationResponse, error)
 	mustEmbedUnimplementedPolicyServiceServer()
 }
 
@@ -136,6 +215,21 @@ func (UnimplementedPolicyServiceServer) GetAllowedNets(context.Context, *GetAllo
 }
 func (UnimplementedPolicyServiceServer) ListAllowedNets(context.Context, *ListAllowedNetsRequest) (*ListAllowedNetsResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ListAllowedNets not implemented")
+}
+func (UnimplementedPolicyServiceServer) ListChanges(context.Context, *ListChangesRequest) (*ListChangesResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ListChanges not implemented")
+}
+func (UnimplementedPolicyServiceServer) DeleteMailbox(context.Context, *DeleteMailboxRequest) (*DeleteMailboxResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method DeleteMailbox not implemented")
+}
+func (UnimplementedPolicyServiceServer) RenameMailbox(context.Context, *RenameMailboxRequest) (*RenameMailboxResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method RenameMailbox not implemented")
+}
+func (UnimplementedPolicyServiceServer) ExplainAccess(context.Context, *ExplainAccessRequest) (*ExplainAccessResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ExplainAccess not implemented")
+}
+func (UnimplementedPolicyServiceServer) GetPropagation(context.Context, *GetPropagationRequest) (*GetPropagationResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method GetPropagation not implemented")
 }
 func (UnimplementedPolicyServiceServer) mustEmbedUnimplementedPolicyServiceServer() {}
 func (UnimplementedPolicyServiceServer) testEmbeddedByValue()                       {}
@@ -230,6 +324,96 @@ func _PolicyService_ListAllowedNets_Handler(srv interface{}, ctx context.Context
 	return interceptor(ctx, in, info, handler)
 }
 
+func _PolicyService_ListChanges_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ListChangesRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(PolicyServiceServer).ListChanges(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: PolicyService_ListChanges_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(PolicyServiceServer).ListChanges(ctx, req.(*ListChangesRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _PolicyService_DeleteMailbox_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(DeleteMailboxRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(PolicyServiceServer).DeleteMailbox(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: PolicyService_DeleteMailbox_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(PolicyServiceServer).DeleteMailbox(ctx, req.(*DeleteMailboxRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _PolicyService_RenameMailbox_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(RenameMailboxRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(PolicyServiceServer).RenameMailbox(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: PolicyService_RenameMailbox_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(PolicyServiceServer).RenameMailbox(ctx, req.(*RenameMailboxRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _PolicyService_ExplainAccess_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ExplainAccessRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(PolicyServiceServer).ExplainAccess(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: PolicyService_ExplainAccess_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(PolicyServiceServer).ExplainAccess(ctx, req.(*ExplainAccessRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _PolicyService_GetPropagation_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(GetPropagationRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(PolicyServiceServer).GetPropagation(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: PolicyService_GetPropagation_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(PolicyServiceServer).GetPropagation(ctx, req.(*GetPropagationRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // PolicyService_ServiceDesc is the grpc.ServiceDesc for PolicyService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -252,6 +436,26 @@ var PolicyService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "ListAllowedNets",
 			Handler:    _PolicyService_ListAllowedNets_Handler,
+		},
+		{
+			MethodName: "ListChanges",
+			Handler:    _PolicyService_ListChanges_Handler,
+		},
+		{
+			MethodName: "DeleteMailbox",
+			Handler:    _PolicyService_DeleteMailbox_Handler,
+		},
+		{
+			MethodName: "RenameMailbox",
+			Handler:    _PolicyService_RenameMailbox_Handler,
+		},
+		{
+			MethodName: "ExplainAccess",
+			Handler:    _PolicyService_ExplainAccess_Handler,
+		},
+		{
+			MethodName: "GetPropagation",
+			Handler:    _PolicyService_GetPropagation_Handler,
 		},
 	},
 	Streams:  []grpc.StreamDesc{},

@@ -9,6 +9,7 @@
 package storev1
 
 import (
+	v1 "github.com/allowednets/allowednets/gen/allowednets/policy/v1"
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
 	timestamppb "google.golang.org/protobuf/types/known/timestamppb"
@@ -177,8 +178,12 @@ type Change struct {
 	ActorAddress string `protobuf:"bytes,5,opt,name=actor_address,json=actorAddress,proto3" json:"actor_address,omitempty"`
 	// Name in the calling service's certificate.
 	Caller string `protobuf:"bytes,6,opt,name=caller,proto3" json:"caller,omitempty"`
-	// The caller's request id; empty if it gave none.
-	RequestId     string `protobuf:"bytes,7,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	// The caller's request id, or one that the policy service made.
+	RequestId string `protobuf:"bytes,7,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	// What was done.
+	Kind v1.ChangeKind `protobuf:"varint,8,opt,name=kind,proto3,enum=allowednets.policy.v1.ChangeKind" json:"kind,omitempty"`
+	// For a rename the mailbox on the other side.
+	OtherMailbox  string `protobuf:"bytes,9,opt,name=other_mailbox,json=otherMailbox,proto3" json:"other_mailbox,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -262,11 +267,189 @@ func (x *Change) GetRequestId() string {
 	return ""
 }
 
+func (x *Change) GetKind() v1.ChangeKind {
+	if x != nil {
+		return x.Kind
+	}
+	return v1.ChangeKind(0)
+}
+
+func (x *Change) GetOtherMailbox() string {
+	if x != nil {
+		return x.OtherMailbox
+	}
+	return ""
+}
+
+// Replica is what one policy service knows about its sidecars; below replicas/<name>, rewritten at least every 5 seconds.
+type Replica struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// When it was written. A record that is not rewritten for 15 seconds is of a dead replica.
+	Time *timestamppb.Timestamp `protobuf:"bytes,1,opt,name=time,proto3" json:"time,omitempty"`
+	// Epoch of the revisions.
+	Epoch uint64 `protobuf:"varint,2,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	// The connected sidecars.
+	Connected []*Sidecar `protobuf:"bytes,3,rep,name=connected,proto3" json:"connected,omitempty"`
+	// Sidecars that were lost in the last 10 minutes without a goodbye.
+	Lost []*Sidecar `protobuf:"bytes,4,rep,name=lost,proto3" json:"lost,omitempty"`
+	// Sidecars that said goodbye in the last 10 minutes, whatever another replica still believes.
+	Left          []*Sidecar `protobuf:"bytes,5,rep,name=left,proto3" json:"left,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Replica) Reset() {
+	*x = Replica{}
+	mi := &file_allowednets_store_v1_store_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Replica) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Replica) ProtoMessage() {}
+
+func (x *Replica) ProtoReflect() protoreflect.Message {
+	mi := &file_allowednets_store_v1_store_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Replica.ProtoReflect.Descriptor instead.
+func (*Replica) Descriptor() ([]byte, []int) {
+	return file_allowednets_store_v1_store_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *Replica) GetTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Time
+	}
+	return nil
+}
+
+func (x *Replica) GetEpoch() uint64 {
+	if x != nil {
+		return x.Epoch
+	}
+	return 0
+}
+
+func (x *Replica) GetConnected() []*Sidecar {
+	if x != nil {
+		return x.Connected
+	}
+	return nil
+}
+
+func (x *Replica) GetLost() []*Sidecar {
+	if x != nil {
+		return x.Lost
+	}
+	return nil
+}
+
+func (x *Replica) GetLeft() []*Sidecar {
+	if x != nil {
+		return x.Left
+	}
+	return nil
+}
+
+// Sidecar is one sidecar as a replica knows it.
+type Sidecar struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The name it gave itself.
+	Id string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	// Name in its certificate.
+	Caller string `protobuf:"bytes,2,opt,name=caller,proto3" json:"caller,omitempty"`
+	// Last revision of the replica's epoch that it acknowledged; 0 if none.
+	Revision int64 `protobuf:"varint,3,opt,name=revision,proto3" json:"revision,omitempty"`
+	// When the connection broke, or the sidecar said goodbye; unset for a connected one.
+	LostTime *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=lost_time,json=lostTime,proto3" json:"lost_time,omitempty"`
+	// When the connection began; unset for one that said goodbye.
+	ConnectTime   *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=connect_time,json=connectTime,proto3" json:"connect_time,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Sidecar) Reset() {
+	*x = Sidecar{}
+	mi := &file_allowednets_store_v1_store_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Sidecar) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Sidecar) ProtoMessage() {}
+
+func (x *Sidecar) ProtoReflect() protoreflect.Message {
+	mi := &file_allowednets_store_v1_store_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Sidecar.ProtoReflect.Descriptor instead.
+func (*Sidecar) Descriptor() ([]byte, []int) {
+	return file_allowednets_store_v1_store_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *Sidecar) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *Sidecar) GetCaller() string {
+	if x != nil {
+		return x.Caller
+	}
+	return ""
+}
+
+func (x *Sidecar) GetRevision() int64 {
+	if x != nil {
+		return x.Revision
+	}
+	return 0
+}
+
+func (x *Sidecar) GetLostTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.LostTime
+	}
+	return nil
+}
+
+func (x *Sidecar) GetConnectTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.ConnectTime
+	}
+	return nil
+}
+
 var File_allowednets_store_v1_store_proto protoreflect.FileDescriptor
 
 const file_allowednets_store_v1_store_proto_rawDesc = "" +
 	"\n" +
-	" allowednets/store/v1/store.proto\x12\x14allowednets.store.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"D\n" +
+	" allowednets/store/v1/store.proto\x12\x14allowednets.store.v1\x1a\"allowednets/policy/v1/policy.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"D\n" +
 	"\x04Meta\x12\x16\n" +
 	"\x06format\x18\x01 \x01(\rR\x06format\x12\x14\n" +
 	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\x12\x0e\n" +
@@ -277,7 +460,7 @@ const file_allowednets_store_v1_store_proto_rawDesc = "" +
 	"\vupdate_time\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
 	"updateTime\x12\x1d\n" +
 	"\n" +
-	"updated_by\x18\x04 \x01(\tR\tupdatedBy\"\xe6\x01\n" +
+	"updated_by\x18\x04 \x01(\tR\tupdatedBy\"\xc2\x02\n" +
 	"\x06Change\x12\x18\n" +
 	"\amailbox\x18\x01 \x01(\tR\amailbox\x12\x16\n" +
 	"\x06before\x18\x02 \x03(\tR\x06before\x123\n" +
@@ -286,7 +469,21 @@ const file_allowednets_store_v1_store_proto_rawDesc = "" +
 	"\ractor_address\x18\x05 \x01(\tR\factorAddress\x12\x16\n" +
 	"\x06caller\x18\x06 \x01(\tR\x06caller\x12\x1d\n" +
 	"\n" +
-	"request_id\x18\a \x01(\tR\trequestIdB\xdd\x01\n" +
+	"request_id\x18\a \x01(\tR\trequestId\x125\n" +
+	"\x04kind\x18\b \x01(\x0e2!.allowednets.policy.v1.ChangeKindR\x04kind\x12#\n" +
+	"\rother_mailbox\x18\t \x01(\tR\fotherMailbox\"\xf2\x01\n" +
+	"\aReplica\x12.\n" +
+	"\x04time\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\x12\x14\n" +
+	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\x12;\n" +
+	"\tconnected\x18\x03 \x03(\v2\x1d.allowednets.store.v1.SidecarR\tconnected\x121\n" +
+	"\x04lost\x18\x04 \x03(\v2\x1d.allowednets.store.v1.SidecarR\x04lost\x121\n" +
+	"\x04left\x18\x05 \x03(\v2\x1d.allowednets.store.v1.SidecarR\x04left\"\xc5\x01\n" +
+	"\aSidecar\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n" +
+	"\x06caller\x18\x02 \x01(\tR\x06caller\x12\x1a\n" +
+	"\brevision\x18\x03 \x01(\x03R\brevision\x127\n" +
+	"\tlost_time\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\blostTime\x12=\n" +
+	"\fconnect_time\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\vconnectTimeB\xdd\x01\n" +
 	"\x18com.allowednets.store.v1B\n" +
 	"StoreProtoP\x01ZCgithub.com/allowednets/allowednets/gen/allowednets/store/v1;storev1\xa2\x02\x03ASX\xaa\x02\x14Allowednets.Store.V1\xca\x02\x14Allowednets\\Store\\V1\xe2\x02 Allowednets\\Store\\V1\\GPBMetadata\xea\x02\x16Allowednets::Store::V1b\x06proto3"
 
@@ -302,21 +499,31 @@ func file_allowednets_store_v1_store_proto_rawDescGZIP() []byte {
 	return file_allowednets_store_v1_store_proto_rawDescData
 }
 
-var file_allowednets_store_v1_store_proto_msgTypes = make([]protoimpl.MessageInfo, 3)
+var file_allowednets_store_v1_store_proto_msgTypes = make([]protoimpl.MessageInfo, 5)
 var file_allowednets_store_v1_store_proto_goTypes = []any{
 	(*Meta)(nil),                  // 0: allowednets.store.v1.Meta
 	(*Mailbox)(nil),               // 1: allowednets.store.v1.Mailbox
 	(*Change)(nil),                // 2: allowednets.store.v1.Change
-	(*timestamppb.Timestamp)(nil), // 3: google.protobuf.Timestamp
+	(*Replica)(nil),               // 3: allowednets.store.v1.Replica
+	(*Sidecar)(nil),               // 4: allowednets.store.v1.Sidecar
+	(*timestamppb.Timestamp)(nil), // 5: google.protobuf.Timestamp
+	(v1.ChangeKind)(0),            // 6: allowednets.policy.v1.ChangeKind
 }
 var file_allowednets_store_v1_store_proto_depIdxs = []int32{
-	3, // 0: allowednets.store.v1.Mailbox.update_time:type_name -> google.protobuf.Timestamp
+	5, // 0: allowednets.store.v1.Mailbox.update_time:type_name -> google.protobuf.Timestamp
 	1, // 1: allowednets.store.v1.Change.after:type_name -> allowednets.store.v1.Mailbox
-	2, // [2:2] is the sub-list for method output_type
-	2, // [2:2] is the sub-list for method input_type
-	2, // [2:2] is the sub-list for extension type_name
-	2, // [2:2] is the sub-list for extension extendee
-	0, // [0:2] is the sub-list for field type_name
+	6, // 2: allowednets.store.v1.Change.kind:type_name -> allowednets.policy.v1.ChangeKind
+	5, // 3: allowednets.store.v1.Replica.time:type_name -> google.protobuf.Timestamp
+	4, // 4: allowednets.store.v1.Replica.connected:type_name -> allowednets.store.v1.Sidecar
+	4, // 5: allowednets.store.v1.Replica.lost:type_name -> allowednets.store.v1.Sidecar
+	4, // 6: allowednets.store.v1.Replica.left:type_name -> allowednets.store.v1.Sidecar
+	5, // 7: allowednets.store.v1.Sidecar.lost_time:type_name -> google.protobuf.Timestamp
+	5, // 8: allowednets.store.v1.Sidecar.connect_time:type_name -> google.protobuf.Timestamp
+	9, // [9:9] is the sub-list for method output_type
+	9, // [9:9] is the sub-list for method input_type
+	9, // [9:9] is the sub-list for extension type_name
+	9, // [9:9] is the sub-list for extension extendee
+	0, // [0:9] is the sub-list for field type_name
 }
 
 func init() { file_allowednets_store_v1_store_proto_init() }
@@ -330,7 +537,7 @@ func file_allowednets_store_v1_store_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_allowednets_store_v1_store_proto_rawDesc), len(file_allowednets_store_v1_store_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   3,
+			NumMessages:   5,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
