@@ -15,7 +15,6 @@ import (
 	"github.com/alecthomas/kong"
 	"google.golang.org/grpc/credentials"
 
-	decisionv1 "github.com/allowednets/allowednets/gen/allowednets/decision/v1"
 	"github.com/allowednets/allowednets/internal/allow"
 	"github.com/allowednets/allowednets/internal/serve"
 	"github.com/allowednets/allowednets/sidecar/internal/check"
@@ -30,6 +29,8 @@ type flags struct {
 	AcceptCluster string `env:"ALLOWEDNETS_ACCEPT_CLUSTER" placeholder:"ID" help:"Id (hexadecimal, as logged) of a store that may replace the one the sidecar's state came from."`
 	ID            string `name:"id" env:"ALLOWEDNETS_ID" placeholder:"NAME" help:"The sidecar's name, unique among sidecars. Default: the host name."`
 
+	StateDir string `env:"ALLOWEDNETS_STATE_DIR" type:"path" placeholder:"DIR" help:"Directory of the last known good state, which the sidecar enforces when it starts and no policy service answers. Made if it does not exist; for this process alone. Default: none is kept."`
+
 	Socket      string `env:"ALLOWEDNETS_SOCKET" default:"/run/allowednets/sidecar.sock" placeholder:"PATH" help:"Unix socket of the gRPC and HTTP APIs (${default}); mode 0660. Empty: none."`
 	GRPCListen  string `name:"grpc-listen" env:"ALLOWEDNETS_GRPC_LISTEN" placeholder:"ADDRESS" help:"Loopback address of the gRPC API. Default: none."`
 	HTTPListen  string `name:"http-listen" env:"ALLOWEDNETS_HTTP_LISTEN" default:"127.0.0.1:7480" placeholder:"ADDRESS" help:"Loopback address of the HTTP API and of the Dovecot door (${default}). Empty: none."`
@@ -40,7 +41,7 @@ type flags struct {
 
 	DefaultDomain    string        `env:"ALLOWEDNETS_DEFAULT_DOMAIN" placeholder:"DOMAIN" help:"Domain of mailbox names that come without one. Default: they are refused."`
 	RestrictServices []string      `env:"ALLOWEDNETS_RESTRICT_SERVICES" placeholder:"SERVICE,…" help:"Services to restrict beyond imap, pop3, managesieve and webmail. Only smtp-submission can be."`
-	DenyAfter        time.Duration `env:"ALLOWEDNETS_DENY_AFTER" placeholder:"DURATION" help:"Deny restricted services when the data is older than this. Default: never."`
+	DenyAfter        time.Duration `env:"ALLOWEDNETS_DENY_AFTER" placeholder:"DURATION" help:"Deny restricted services when the data is older than this, or of unknown age, as what --state-dir holds is until a policy service confirms it. Default: never."`
 	DenialText       string        `env:"ALLOWEDNETS_DENIAL_TEXT" default:"${denial_text}" placeholder:"TEXT" help:"What a person reads in the mail client; {address} stands for the client's address. Empty: a denial looks like a wrong password. Default: ${denial_text}"`
 
 	Version kong.VersionFlag `help:"Print the version and exit."`
@@ -101,8 +102,8 @@ func (f flags) resolve() (config, error) {
 			return config{}, fmt.Errorf("--default-domain: %w", err)
 		}
 	}
-	if c.scope, err = parseScope(f.RestrictServices); err != nil {
-		return config{}, err
+	if c.scope, err = allow.ParseScope(f.RestrictServices); err != nil {
+		return config{}, fmt.Errorf("--restrict-services: %w", err)
 	}
 	for _, text := range f.TrustedProxies {
 		p, err := parseProxy(strings.TrimSpace(text))
@@ -127,19 +128,6 @@ func (f flags) resolve() (config, error) {
 
 // minDenyAfter leaves room for a few lost answers.
 const minDenyAfter = 15 * time.Second
-
-func parseScope(names []string) (allow.Scope, error) {
-	var services []decisionv1.Service
-	for _, name := range names {
-		key := "SERVICE_" + strings.ToUpper(strings.ReplaceAll(strings.TrimSpace(name), "-", "_"))
-		services = append(services, decisionv1.Service(decisionv1.Service_value[key]))
-	}
-	scope, err := allow.NewScope(services...)
-	if err != nil {
-		return allow.Scope{}, fmt.Errorf("--restrict-services=%s: only smtp-submission can be added", strings.Join(names, ","))
-	}
-	return scope, nil
-}
 
 // parseProxy reads an address or a network whose word is believed. What could be wider than it was meant is refused.
 func parseProxy(text string) (netip.Prefix, error) {

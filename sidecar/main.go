@@ -26,6 +26,7 @@ import (
 	checkv1 "github.com/allowednets/allowednets/gen/allowednets/check/v1"
 	"github.com/allowednets/allowednets/internal/serve"
 	"github.com/allowednets/allowednets/sidecar/internal/check"
+	"github.com/allowednets/allowednets/sidecar/internal/lastgood"
 	"github.com/allowednets/allowednets/sidecar/internal/mirror"
 )
 
@@ -82,6 +83,7 @@ type process struct {
 	cfg      config
 	log      *slog.Logger
 	registry *prometheus.Registry
+	state    *lastgood.Dir // nil without --state-dir
 	mirror   *mirror.Mirror
 	grpc     *serve.GRPC
 	checks   *check.GRPC
@@ -104,15 +106,22 @@ func build(ctx context.Context, cfg config, log *slog.Logger) (_ *process, err e
 		return nil, err
 	}
 	p.registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
-	p.mirror, err = mirror.New(mirror.Config{
+	feed := mirror.Config{
 		ID: cfg.ID, Version: version(), AcceptCluster: cfg.acceptCluster,
 		Dial: mirror.Dialer(cfg.PolicyAddress, cfg.credentials), Log: log, Metrics: p.registry,
-	})
-	if err != nil {
+	}
+	if cfg.StateDir != "" {
+		if p.state, err = lastgood.Open(lastgood.Config{Path: cfg.StateDir, Log: log, Metrics: p.registry}); err != nil {
+			return nil, fmt.Errorf("--state-dir: %w", err)
+		}
+		feed.Keeper = p.state
+		feed.Loaded, feed.Writer = p.state.Loaded()
+	}
+	if p.mirror, err = mirror.New(feed); err != nil {
 		return nil, err
 	}
 	decider, err := check.NewDecider(check.DeciderConfig{
-		State: p.mirror.State, Scope: cfg.scope, DefaultDomain: cfg.defaultDomain, DenyAfter: cfg.DenyAfter, Log: log, Metrics: p.registry,
+		State: p.mirror.State, Changed: p.mirror.Changed, Scope: cfg.scope, DefaultDomain: cfg.defaultDomain, DenyAfter: cfg.DenyAfter, Log: log, Metrics: p.registry,
 	})
 	if err != nil {
 		return nil, err
@@ -169,12 +178,18 @@ func (p *process) close() {
 			_ = lis.Close()
 		}
 	}
+	if p.state != nil {
+		p.state.Close()
+	}
 }
 
 // run serves until ctx ends.
 func (p *process) run(ctx context.Context) error {
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return p.mirror.Run(ctx) })
+	if p.state != nil {
+		group.Go(func() error { return p.state.Run(ctx) })
+	}
 	group.Go(func() error {
 		select {
 		case <-p.mirror.Synced():

@@ -3,6 +3,7 @@ package allow
 import (
 	"fmt"
 	"net/netip"
+	"strings"
 
 	decisionv1 "github.com/allowednets/allowednets/gen/allowednets/decision/v1"
 )
@@ -46,6 +47,20 @@ func NewScope(restrictAlso ...decisionv1.Service) (Scope, error) {
 		s.submission = true
 	}
 	return s, nil
+}
+
+// ParseScope is [NewScope] with services named as on a command line, such as smtp-submission.
+func ParseScope(names []string) (Scope, error) {
+	services := make([]decisionv1.Service, len(names))
+	for i, name := range names {
+		key := "SERVICE_" + strings.ToUpper(strings.ReplaceAll(strings.TrimSpace(name), "-", "_"))
+		services[i] = decisionv1.Service(decisionv1.Service_value[key])
+	}
+	scope, err := NewScope(services...)
+	if err != nil {
+		return Scope{}, fmt.Errorf("%s: only smtp-submission can be added to the restricted services", strings.Join(names, ","))
+	}
+	return scope, nil
 }
 
 // Restricts reports whether a mailbox's list counts for a service, and whether the service is known at all.

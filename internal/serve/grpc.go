@@ -36,6 +36,8 @@ type GRPCConfig struct {
 	// MaxConnectionAge ends a connection gracefully after about this time, so that clients spread over new replicas;
 	// 0 means never.
 	MaxConnectionAge time.Duration
+	// Options are added to the server's own.
+	Options []grpc.ServerOption
 	// Workers is how many goroutines serve unary calls; 0 means a new one for each call.
 	Workers uint32
 }
@@ -72,7 +74,8 @@ func NewGRPC(cfg GRPCConfig, register func(grpc.ServiceRegistrar)) (*GRPC, error
 	if maxRequest == 0 {
 		maxRequest = 1 << 20
 	}
-	s := &GRPC{Server: grpc.NewServer(append(opts, grpc.MaxRecvMsgSize(maxRequest))...), health: health.NewServer()}
+	opts = append(append(opts, grpc.MaxRecvMsgSize(maxRequest)), cfg.Options...)
+	s := &GRPC{Server: grpc.NewServer(opts...), health: health.NewServer()}
 	register(s.Server)
 	healthv1.RegisterHealthServer(s.Server, s.health)
 	reflection.Register(s.Server)

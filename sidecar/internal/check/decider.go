@@ -16,6 +16,7 @@ import (
 	checkv1 "github.com/allowednets/allowednets/gen/allowednets/check/v1"
 	decisionv1 "github.com/allowednets/allowednets/gen/allowednets/decision/v1"
 	"github.com/allowednets/allowednets/internal/allow"
+	"github.com/allowednets/allowednets/internal/revision"
 	"github.com/allowednets/allowednets/sidecar/internal/mirror"
 )
 
@@ -23,7 +24,9 @@ import (
 type DeciderConfig struct {
 	// State returns the state to decide on, nil if there is none yet.
 	State func() *mirror.State
-	Scope allow.Scope
+	// Changed returns a channel that is closed when there is another state.
+	Changed func() <-chan struct{}
+	Scope   allow.Scope
 	// DefaultDomain completes names without a domain; empty: they are refused.
 	DefaultDomain string
 	// DenyAfter denies restricted services once the data is older than this; 0: never.
@@ -49,6 +52,8 @@ type Request struct {
 	Mailbox string
 	Client  string // address; empty if unknown
 	Service decisionv1.Service
+	// MinRevision is the token of a save that the decision must include; empty: decide on what is there.
+	MinRevision string
 }
 
 // Decision answers a [Request].
@@ -61,6 +66,12 @@ type Decision struct {
 
 // ErrNotSynced means that there is no verified state yet, and so no answer.
 var ErrNotSynced = errors.New("the sidecar has not yet received the lists from a policy service")
+
+// ErrNotFresh means that the state does not include [Request.MinRevision], although the decider waited for it.
+var ErrNotFresh = errors.New("the sidecar has not yet received the save that min_revision names")
+
+// maxWait is how long a request waits for its MinRevision.
+const maxWait = 50 * time.Millisecond
 
 // ServiceError means that a request named no service, or one that is not known.
 type ServiceError struct{ Service decisionv1.Service }
@@ -95,9 +106,9 @@ func NewDecider(cfg DeciderConfig) (*Decider, error) {
 	return d, nil
 }
 
-// Decide answers a request. The error is [ErrNotSynced], a *[ServiceError], an *[allow.NameError] or an
-// *[allow.AddressError]; it means "no answer", and so a denial. For a canonical mailbox Decide allocates nothing, unless it
-// denies.
+// Decide answers a request. The error is [ErrNotSynced], [ErrNotFresh], one that wraps [revision.ErrInvalid], a
+// *[ServiceError], an *[allow.NameError] or an *[allow.AddressError]; it means "no answer", and so a denial. For a canonical
+// mailbox, and without a MinRevision, Decide allocates nothing, unless it denies.
 func (d *Decider) Decide(ctx context.Context, r Request) (Decision, error) {
 	restricted, known := d.cfg.Scope.Restricts(r.Service)
 	if !known {
@@ -112,6 +123,11 @@ func (d *Decider) Decide(ctx context.Context, r Request) (Decision, error) {
 		return Decision{}, err
 	}
 	dec := Decision{State: d.cfg.State(), Client: client}
+	if r.MinRevision != "" {
+		if dec.State, err = d.await(ctx, r.MinRevision, restricted); err != nil {
+			return Decision{}, err
+		}
+	}
 	switch {
 	case !restricted:
 		dec.Outcome = allow.Outcome{Verdict: decisionv1.Verdict_VERDICT_ALLOW, Reason: decisionv1.Reason_REASON_SERVICE_EXEMPT}
@@ -130,6 +146,44 @@ func (d *Decider) Decide(ctx context.Context, r Request) (Decision, error) {
 	return dec, nil
 }
 
+// await returns the state once it includes the save that a token names. What is exempt does not depend on any save, so
+// nothing is waited for then.
+func (d *Decider) await(ctx context.Context, token string, restricted bool) (*mirror.State, error) {
+	want, err := revision.Parse(token)
+	if err != nil {
+		return nil, err
+	}
+	if !restricted {
+		return d.cfg.State(), nil
+	}
+	timer := time.NewTimer(maxWait)
+	defer timer.Stop()
+	for {
+		changed := d.cfg.Changed()
+		st := d.cfg.State()
+		if st != nil && includes(st, want) {
+			return st, nil
+		}
+		select {
+		case <-changed:
+			continue
+		case <-timer.C:
+		case <-ctx.Done():
+		}
+		if st == nil {
+			return nil, ErrNotSynced
+		}
+		return nil, ErrNotFresh
+	}
+}
+
+// includes reports whether a state includes the save that a token names. One of a higher epoch does: who raised the epoch,
+// after restoring a backup, said that this is now the history, and a save that got lost by it will never come.
+func includes(st *mirror.State, want revision.Token) bool {
+	have, err := revision.Parse(st.Revision)
+	return err == nil && (have.Epoch > want.Epoch || have.Epoch == want.Epoch && have.Revision >= want.Revision)
+}
+
 // stale reports whether the data is too old to decide on, or of unknown age, if the operator set a limit.
 func (d *Decider) stale(st *mirror.State) bool {
 	if d.cfg.DenyAfter == 0 {
@@ -141,7 +195,7 @@ func (d *Decider) stale(st *mirror.State) bool {
 
 // requestOf reads the message of CheckService.
 func requestOf(req *checkv1.CheckRequest) Request {
-	return Request{Mailbox: req.GetMailbox(), Client: req.GetClientAddress(), Service: req.GetService()}
+	return Request{Mailbox: req.GetMailbox(), Client: req.GetClientAddress(), Service: req.GetService(), MinRevision: req.GetMinRevision()}
 }
 
 // message is the answer of CheckService.

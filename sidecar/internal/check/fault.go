@@ -13,6 +13,7 @@ import (
 
 	decisionv1 "github.com/allowednets/allowednets/gen/allowednets/decision/v1"
 	"github.com/allowednets/allowednets/internal/allow"
+	"github.com/allowednets/allowednets/internal/revision"
 	"github.com/allowednets/allowednets/internal/rpcerr"
 )
 
@@ -22,6 +23,8 @@ const (
 	causeMailbox      = "mailbox_invalid"
 	causeAddress      = "client_address_invalid"
 	causeService      = "service_unknown"
+	causeRevision     = "min_revision_invalid"
+	causeNotFresh     = "not_fresh"
 	causeRequest      = "bad_request"
 	causeUnauthorized = "unauthorized"
 	causeStopping     = "stopping"
@@ -30,7 +33,8 @@ const (
 
 func causes() []string {
 	return []string{
-		causeNotSynced, causeMailbox, causeAddress, causeService, causeRequest, causeUnauthorized, causeStopping, causeInternal,
+		causeNotSynced, causeMailbox, causeAddress, causeService, causeRevision, causeNotFresh, causeRequest, causeUnauthorized,
+		causeStopping, causeInternal,
 	}
 }
 
@@ -113,6 +117,10 @@ func causeOf(err error) string {
 	switch {
 	case errors.Is(err, ErrNotSynced):
 		return causeNotSynced
+	case errors.Is(err, ErrNotFresh):
+		return causeNotFresh
+	case errors.Is(err, revision.ErrInvalid):
+		return causeRevision
 	case errors.Is(err, errUnauthorized):
 		return causeUnauthorized
 	case errors.Is(err, errStopping):
@@ -134,6 +142,8 @@ func statusError(err error) error {
 	switch causeOf(err) {
 	case causeNotSynced:
 		return rpcerr.New(codes.Unavailable, decisionv1.ErrorReason_ERROR_REASON_NOT_SYNCED, err.Error())
+	case causeNotFresh:
+		return rpcerr.New(codes.Unavailable, decisionv1.ErrorReason_ERROR_REASON_NOT_FRESH, err.Error())
 	case causeStopping:
 		return rpcerr.New(codes.Unavailable, decisionv1.ErrorReason_ERROR_REASON_OVERLOADED, err.Error())
 	case causeUnauthorized:
@@ -144,6 +154,8 @@ func statusError(err error) error {
 		return invalid(decisionv1.ErrorReason_ERROR_REASON_CLIENT_ADDRESS_INVALID, "client_address", err)
 	case causeService:
 		return invalid(decisionv1.ErrorReason_ERROR_REASON_FIELD_INVALID, "service", err)
+	case causeRevision:
+		return invalid(decisionv1.ErrorReason_ERROR_REASON_FIELD_INVALID, "min_revision", err)
 	case causeRequest:
 		return rpcerr.New(codes.InvalidArgument, decisionv1.ErrorReason_ERROR_REASON_FIELD_INVALID, err.Error())
 	}

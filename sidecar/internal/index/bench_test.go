@@ -114,3 +114,41 @@ func BenchmarkRebuild(b *testing.B) {
 	}
 	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/n, "ns/mailbox")
 }
+
+// BenchmarkBulk is BenchmarkRebuild with sets and mailboxes in order, as they are kept on disk.
+func BenchmarkBulk(b *testing.B) {
+	const n = 1_000_000
+	for _, per := range []int{20, 1} {
+		b.Run(fmt.Sprintf("lists_shared_by_%d", per), func(b *testing.B) {
+			bld := index.NewWriter().Rebuild()
+			for i := range n {
+				if err := bld.Put(hashed(i), []byte(nets(uint32(i/per), 3))); err != nil {
+					b.Fatal(err)
+				}
+			}
+			root := bld.Build()
+			b.ReportAllocs()
+			for b.Loop() {
+				bld := index.NewWriter().Rebuild()
+				numbers := make([]uint32, root.MaxNumber()+1)
+				var encoding []byte
+				for id, number := range root.All() {
+					if numbers[number] == 0 {
+						encoding = root.Set(number).AppendEncoding(encoding[:0])
+						var err error
+						if numbers[number], err = bld.AddSet(encoding); err != nil {
+							b.Fatal(err)
+						}
+					}
+					if err := bld.Append(id, numbers[number]); err != nil {
+						b.Fatal(err)
+					}
+				}
+				if got := bld.Build(); got.Digest() != root.Digest() {
+					b.Fatal("another root")
+				}
+			}
+			b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/n, "ns/mailbox")
+		})
+	}
+}

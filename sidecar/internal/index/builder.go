@@ -86,7 +86,11 @@ func (b *Builder) Build() *Root {
 			}
 		}
 	}
-	maps.Copy(b.known, b.added)
+	if len(b.known) == 0 {
+		b.known = b.added
+	} else {
+		maps.Copy(b.known, b.added)
+	}
 	for _, number := range b.idle {
 		s := b.slot(number)
 		if s.set.Len() == 0 || s.refs > 0 {
@@ -104,8 +108,10 @@ func (b *Builder) Build() *Root {
 // intern returns the number of a set, which it adds to the table if it is new.
 func (b *Builder) intern(encoding []byte) (uint32, error) {
 	key := keyOf(encoding)
-	if number, ok := b.known[key]; ok {
-		return number, nil
+	if len(b.known) > 0 { // a rebuild need not ask
+		if number, ok := b.known[key]; ok {
+			return number, nil
+		}
 	}
 	if number, ok := b.added[key]; ok {
 		return number, nil

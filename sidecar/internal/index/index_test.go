@@ -122,6 +122,18 @@ func TestAgainstModel(t *testing.T) {
 		}
 		for _, h := range history {
 			h.want.check(t, h.root, ids...)
+			b := bulk(t, h.root)
+			if b.Count() != h.root.Count() || b.Digest() != h.root.Digest() {
+				t.Fatalf("in bulk %d with %x; want %d with %x", b.Count(), b.Digest(), h.root.Count(), h.root.Digest())
+			}
+			also := maps.Clone(h.want)
+			for range 20 {
+				id, set := ids[rnd.IntN(len(ids))], nets(rnd.Uint32N(8), rnd.IntN(3))
+				put(t, b, id, set)
+				also.put(id, set)
+			}
+			also.check(t, b.Build(), ids...)
+			h.want.check(t, h.root, ids...)
 		}
 	}
 }
@@ -154,8 +166,85 @@ func FuzzAgainstModel(f *testing.F) {
 				next.put(id, set)
 			}
 		}
-		next.check(t, b.Build(), ids...)
+		r := b.Build()
+		next.check(t, r, ids...)
+		next.check(t, bulk(t, r).Build(), ids...)
 	})
+}
+
+// bulk builds what a root yields, and checks that it yields it in order.
+func bulk(t *testing.T, r *index.Root) *index.Builder {
+	t.Helper()
+	b := index.NewWriter().Rebuild()
+	numbers := make(map[uint32]uint32)
+	var last allow.ID
+	for id, number := range r.All() {
+		if bytes.Compare(id[:], last[:]) < 0 || number > r.MaxNumber() {
+			t.Fatalf("%x with set %d of at most %d, after %x", id, number, r.MaxNumber(), last)
+		}
+		last = id
+		if numbers[number] == 0 {
+			var err error
+			if numbers[number], err = b.AddSet(r.Set(number).AppendEncoding(nil)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := b.Append(id, numbers[number]); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return b
+}
+
+func TestBulkErrors(t *testing.T) {
+	w := index.NewWriter()
+	b := w.Rebuild()
+	one, err := b.AddSet([]byte(nets(1, 1)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := b.AddSet([]byte(nets(1, 1))); err == nil {
+		t.Error("the same set again")
+	}
+	if _, err := b.AddSet([]byte("x")); err == nil {
+		t.Error("no set at all")
+	}
+	unused, err := b.AddSet([]byte(nets(2, 1)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	id, above, below := allow.ID{1, 2, 3}, allow.ID{1, 2, 4}, allow.ID{1, 2, 2}
+	if err := b.Append(id, one); err != nil {
+		t.Fatal(err)
+	}
+	for _, bad := range []struct {
+		id     allow.ID
+		number uint32
+	}{{above, 0}, {above, unused + 1}, {id, one}, {below, one}} {
+		if err := b.Append(bad.id, bad.number); err == nil {
+			t.Errorf("Append(%x, %d) succeeded", bad.id, bad.number)
+		}
+	}
+	r := b.Build()
+	model{id: nets(1, 1)}.check(t, r, above, below)
+	// What was built in bulk is edited like anything else, and the place of the set without a mailbox is free.
+	b = w.Edit()
+	put(t, b, below, nets(3, 1))
+	r = b.Build()
+	model{id: nets(1, 1), below: nets(3, 1)}.check(t, r)
+	if r.MaxNumber() != unused {
+		t.Errorf("%d sets in memory; want %d", r.MaxNumber(), unused)
+	}
+}
+
+func TestAllStops(t *testing.T) {
+	b := index.NewWriter().Edit()
+	put(t, b, hashed(1), nets(1, 1))
+	put(t, b, hashed(2), nets(2, 1))
+	r := b.Build()
+	for range r.All() {
+		break
+	}
 }
 
 func TestEqualSetsAreShared(t *testing.T) {

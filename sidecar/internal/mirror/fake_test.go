@@ -112,6 +112,7 @@ type conversation struct {
 	acks   chan int64
 	pings  chan uint64
 	end    chan error
+	over   chan error // why the sidecar sends no more; io.EOF if it said so
 }
 
 func (f *feed) Sync(stream feedv1.FeedService_SyncServer) error {
@@ -121,7 +122,7 @@ func (f *feed) Sync(stream feedv1.FeedService_SyncServer) error {
 	}
 	c := &conversation{
 		t: f.t, stream: stream, hello: first.GetHello(),
-		acks: make(chan int64, 1000), pings: make(chan uint64, 1000), end: make(chan error, 1),
+		acks: make(chan int64, 1000), pings: make(chan uint64, 1000), end: make(chan error, 1), over: make(chan error, 1),
 	}
 	if c.hello == nil {
 		f.t.Errorf("the first message is %v", first)
@@ -131,12 +132,14 @@ func (f *feed) Sync(stream feedv1.FeedService_SyncServer) error {
 	go func() {
 		defer close(received)
 		if deaf {
-			<-stream.Context().Done()
+			<-stream.Context().Done() // and what has arrived by then is not looked at either
+			return
 		}
 		for {
 			msg, err := stream.Recv()
 			switch {
 			case err != nil:
+				c.over <- err
 				return
 			case msg.GetAck() != nil:
 				c.acks <- msg.GetAck().GetRevision()

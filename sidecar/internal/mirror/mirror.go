@@ -1,13 +1,14 @@
 // Package mirror keeps the newest state of the store in memory by following the feed of a policy service (feed.proto).
 //
 // What it publishes is always a whole state that was verified by count and digest. Whatever goes wrong with the feed, the
-// last such state stays.
+// last such state stays. With a [Keeper] it is kept on disk, and the next mirror begins with it.
 package mirror
 
 import (
 	"context"
 	"log/slog"
 	"math/rand/v2"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -16,12 +17,15 @@ import (
 
 	"github.com/allowednets/allowednets/internal/revision"
 	"github.com/allowednets/allowednets/sidecar/internal/index"
+	"github.com/allowednets/allowednets/sidecar/internal/lastgood"
 )
 
 const (
 	firstDelay = 200 * time.Millisecond // of reconnecting; doubled at every failure
 	maxDelay   = 30 * time.Second
 	maxDrain   = 5 * time.Minute // a server cannot send us away for longer
+	maxGoodbye = time.Second     // for the server to end a stream that we leave
+	maxKeep    = time.Second     // for the disk, before a commit is published all the same
 	healthy    = time.Minute     // a stream that was in step for so long ends a row of failures
 )
 
@@ -33,9 +37,24 @@ type Config struct {
 	AcceptCluster uint64
 	// Dial opens a connection to a policy service. Every stream gets a connection of its own, so that a stalled or
 	// half-closed one is never used again and names are resolved anew.
-	Dial    func() (*grpc.ClientConn, error)
+	Dial func() (*grpc.ClientConn, error)
+	// Loaded is a state to begin with, and Writer the writer of its index; nil for none.
+	Loaded lastgood.State
+	Writer *index.Writer
+	// Keeper keeps what is published for the next start; nil: nobody does.
+	Keeper  Keeper
 	Log     *slog.Logger
 	Metrics prometheus.Registerer
+}
+
+// Keeper keeps states, as [lastgood.Dir] does.
+type Keeper interface {
+	// Keep is [lastgood.Dir.Keep].
+	Keep(lastgood.State, *lastgood.Changes) (number uint64)
+	// Kept is [lastgood.Dir.Kept].
+	Kept() (number uint64, changed <-chan struct{})
+	// Wrong is [lastgood.Dir.Wrong].
+	Wrong() <-chan struct{}
 }
 
 // State is a verified state of the store. It is immutable.
@@ -69,14 +88,23 @@ type Mirror struct {
 	connected atomic.Bool
 	foreign   atomic.Bool
 
+	mu      sync.Mutex
+	changed chan struct{} // closed with the next state
+
 	// Of Run alone.
 	writer   *index.Writer
 	fromZero bool // ask for everything: what we had does not add up with what came
 }
 
-// New returns a mirror without a state.
+// New returns a mirror, with a state if one was loaded.
 func New(cfg Config) (*Mirror, error) {
-	m := &Mirror{cfg: cfg, synced: make(chan struct{}), writer: index.NewWriter()}
+	m := &Mirror{cfg: cfg, synced: make(chan struct{}), changed: make(chan struct{}), writer: cfg.Writer}
+	if cfg.Writer == nil {
+		m.writer = index.NewWriter()
+	} else {
+		// How old it is, nobody knows: clocks of machines that were restarted prove nothing.
+		m.publish(newState(cfg.Loaded))
+	}
 	var err error
 	if m.metrics, err = newMetrics(cfg.Metrics, m); err != nil {
 		return nil, err
@@ -84,8 +112,29 @@ func New(cfg Config) (*Mirror, error) {
 	return m, nil
 }
 
+func newState(st lastgood.State) *State {
+	return &State{Index: st.Index, Revision: st.Token.String(), token: st.Token, cluster: st.Cluster}
+}
+
 // State returns the newest verified state, nil before the first one. It does not block or allocate.
 func (m *Mirror) State() *State { return m.state.Load() }
+
+// Changed is closed when there is another state than there was at the time of the call, or more is known of its age.
+func (m *Mirror) Changed() <-chan struct{} {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.changed
+}
+
+func (m *Mirror) publish(st *State) {
+	if m.state.Swap(st) == nil {
+		close(m.synced)
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	close(m.changed)
+	m.changed = make(chan struct{})
+}
 
 // Synced is closed when there is a state.
 func (m *Mirror) Synced() <-chan struct{} { return m.synced }
@@ -96,7 +145,8 @@ func (m *Mirror) Connected() bool { return m.connected.Load() }
 // ForeignStore reports whether the last policy service that answered serves another store than the state's.
 func (m *Mirror) ForeignStore() bool { return m.foreign.Load() }
 
-// Run follows the feed until ctx ends, and then returns nil. It may be called once.
+// Run follows the feed until ctx ends. Then it says goodbye to the policy service, for at most [maxGoodbye], and returns nil.
+// It may be called once.
 func (m *Mirror) Run(ctx context.Context) error {
 	failures := 0
 	for {

@@ -10,6 +10,7 @@ import (
 	"github.com/allowednets/allowednets/internal/allow"
 	"github.com/allowednets/allowednets/internal/revision"
 	"github.com/allowednets/allowednets/sidecar/internal/index"
+	"github.com/allowednets/allowednets/sidecar/internal/lastgood"
 )
 
 const (
@@ -25,15 +26,24 @@ type stream struct {
 	call  feedv1.FeedService_SyncClient
 	hello *feedv1.Hello
 
-	welcome *feedv1.Welcome // nil until it came
-	staged  *index.Builder  // entries since the last commit; nil if there are none
-	applied int64           // what this stream's store and our state have in common; 0 if nothing
+	welcome *feedv1.Welcome   // nil until it came
+	staged  *index.Builder    // entries since the last commit; nil if there are none
+	changes *lastgood.Changes // the same for the keeper; nil if staged starts from nothing, or nobody keeps it
+	applied int64             // what this stream's store and our state have in common; 0 if nothing
 	commits int
 	inStep  time.Time // when the first commit was applied
 
 	nonce uint64
 	pings []ping // sent, oldest first
 	pongs []pong // that are ahead of applied
+
+	unacked []unacked       // commits that are enforced but not yet kept, oldest first
+	kept    <-chan struct{} // closed when more is kept; nil if unacked is empty
+}
+
+type unacked struct {
+	number   uint64 // of the keeper
+	revision int64
 }
 
 type ping struct {
@@ -47,25 +57,41 @@ type pong struct {
 }
 
 // follow opens a stream and applies what comes until it ends. inStep is for how long it was in step.
-func (m *Mirror) follow(ctx context.Context) (inStep time.Duration, end *ended) {
+func (m *Mirror) follow(parent context.Context) (inStep time.Duration, end *ended) {
 	conn, err := m.cfg.Dial()
 	if err != nil {
 		return 0, &ended{cause: causeUnreachable, err: err}
 	}
 	defer func() { _ = conn.Close() }()
-	ctx, cancel := context.WithCancelCause(ctx)
+	ctx, cancel := context.WithCancelCause(context.WithoutCancel(parent)) // a stream that is open ends with a goodbye
 	watchdog := time.AfterFunc(maxSilence, func() { cancel(errSilent) })
 	defer watchdog.Stop()
-	var receiving sync.WaitGroup
-	defer receiving.Wait()
+	var running sync.WaitGroup
+	defer running.Wait()
 	defer cancel(nil)
 
+	stopOpening := context.AfterFunc(parent, func() { cancel(nil) })
 	call, err := feedv1.NewFeedServiceClient(conn).Sync(ctx)
+	stopOpening()
 	if err != nil {
 		return 0, endOf(ctx, err, false)
 	}
+	running.Go(func() { // a Send that blocks must not hold up the goodbye
+		select {
+		case <-parent.Done():
+		case <-ctx.Done():
+			return
+		}
+		timer := time.NewTimer(maxGoodbye)
+		defer timer.Stop()
+		select {
+		case <-timer.C:
+			cancel(nil)
+		case <-ctx.Done():
+		}
+	})
 	received, failed := make(chan *feedv1.SyncResponse), make(chan error, 1)
-	receiving.Go(func() {
+	running.Go(func() {
 		for {
 			msg, err := call.Recv()
 			if err != nil {
@@ -81,7 +107,7 @@ func (m *Mirror) follow(ctx context.Context) (inStep time.Duration, end *ended) 
 		}
 	})
 	s := &stream{m: m, call: call, hello: m.hello()}
-	end = s.run(ctx, received, failed)
+	end = s.run(ctx, parent.Done(), received, failed)
 	m.connected.Store(false)
 	if !s.inStep.IsZero() {
 		inStep = time.Since(s.inStep)
@@ -100,7 +126,11 @@ func (m *Mirror) hello() *feedv1.Hello {
 	return h
 }
 
-func (s *stream) run(ctx context.Context, received <-chan *feedv1.SyncResponse, failed <-chan error) *ended {
+func (s *stream) run(ctx context.Context, stop <-chan struct{}, received <-chan *feedv1.SyncResponse, failed <-chan error) *ended {
+	var wrong <-chan struct{}
+	if s.m.cfg.Keeper != nil {
+		wrong = s.m.cfg.Keeper.Wrong()
+	}
 	s.send(&feedv1.SyncRequest{Message: &feedv1.SyncRequest_Hello{Hello: s.hello}})
 	// The first question goes out before the state comes in, so that the first commit is already of a known age.
 	s.ping()
@@ -118,6 +148,27 @@ func (s *stream) run(ctx context.Context, received <-chan *feedv1.SyncResponse, 
 			return endOf(ctx, ctx.Err(), s.welcome != nil)
 		case <-ticker.C:
 			s.ping()
+		case <-s.kept:
+			s.acknowledge()
+		case <-wrong:
+			s.m.fromZero = true
+			return endedf(causeMismatch, "the state in memory is damaged, as writing it to disk showed")
+		case <-stop:
+			return s.leave(ctx, received, failed)
+		}
+	}
+}
+
+// leave says goodbye, so that the policy service does not take this sidecar for a lost one, and waits for the answer.
+func (s *stream) leave(ctx context.Context, received <-chan *feedv1.SyncResponse, failed <-chan error) *ended {
+	_ = s.call.CloseSend()
+	for {
+		select {
+		case <-received:
+		case err := <-failed:
+			return endOf(ctx, err, s.welcome != nil)
+		case <-ctx.Done():
+			return endOf(ctx, ctx.Err(), s.welcome != nil)
 		}
 	}
 }
@@ -193,6 +244,9 @@ func (s *stream) onChanges(ctx context.Context, c *feedv1.Changes) *ended {
 	}
 	if s.staged == nil {
 		s.staged = s.m.writer.Edit()
+		if s.m.cfg.Keeper != nil {
+			s.changes = new(lastgood.Changes)
+		}
 	}
 	for _, e := range c.GetEntries() {
 		if len(e.GetId()) != len(allow.ID{}) {
@@ -201,6 +255,9 @@ func (s *stream) onChanges(ctx context.Context, c *feedv1.Changes) *ended {
 		id := allow.ID(e.GetId())
 		if err := s.staged.Put(id, e.GetNets()); err != nil {
 			return endedf(causeEntry, "the nets of %x: %w", id, err)
+		}
+		if s.changes != nil {
+			s.changes.Put(id, e.GetNets())
 		}
 	}
 	s.m.metrics.entries.Add(float64(len(c.GetEntries())))
@@ -230,11 +287,13 @@ func (s *stream) onCommit(ctx context.Context, c *feedv1.Commit) *ended {
 		return endedf(causeMismatch, "revision %d should have %d mailboxes with digest %x, but what was sent adds up to %d with %x",
 			token.Revision, c.GetCount(), digest, s.staged.Count(), s.staged.Digest())
 	}
-	next := &State{Index: s.staged.Build(), Revision: token.String(), token: token, cluster: s.welcome.GetCluster()}
+	verified := lastgood.State{Cluster: s.welcome.GetCluster(), Token: token, Index: s.staged.Build()}
+	s.keep(ctx, verified)
+	next := newState(verified)
 	if continues {
 		next.Proven = old.Proven
 	}
-	s.staged, s.applied = nil, token.Revision
+	s.staged, s.changes, s.applied = nil, nil, token.Revision
 	next.Proven = s.proven(next.Proven)
 	m.publish(next)
 	m.fromZero = false
@@ -243,8 +302,58 @@ func (s *stream) onCommit(ctx context.Context, c *feedv1.Commit) *ended {
 		s.inStep = time.Now()
 		m.cfg.Log.InfoContext(ctx, "feed in step", "revision", next.Revision, "restricted_mailboxes", next.Index.Count())
 	}
-	s.send(&feedv1.SyncRequest{Message: &feedv1.SyncRequest_Ack{Ack: &feedv1.Ack{Revision: token.Revision}}})
+	s.acknowledge()
 	return nil
+}
+
+// keep hands a state to the keeper and waits for it: what was enforced should be there after a restart. But a restriction
+// does not wait for a disk that hangs.
+func (s *stream) keep(ctx context.Context, st lastgood.State) {
+	keeper := s.m.cfg.Keeper
+	u := unacked{revision: st.Token.Revision}
+	if keeper != nil {
+		u.number = keeper.Keep(st, s.changes)
+	}
+	hangs := len(s.unacked) > 0
+	s.unacked = appendBounded(s.unacked, u)
+	if keeper == nil || hangs {
+		return
+	}
+	timer := time.NewTimer(maxKeep)
+	defer timer.Stop()
+	for {
+		number, changed := keeper.Kept()
+		if number >= u.number {
+			return
+		}
+		select {
+		case <-changed:
+		case <-timer.C:
+			return
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// acknowledge acknowledges the newest of the commits that are kept.
+func (s *stream) acknowledge() {
+	kept := s.unacked
+	if keeper := s.m.cfg.Keeper; keeper != nil {
+		number, changed := keeper.Kept()
+		n := 0
+		for n < len(kept) && kept[n].number <= number {
+			n++
+		}
+		kept, s.kept = kept[:n], changed
+	}
+	if len(kept) > 0 {
+		s.send(&feedv1.SyncRequest{Message: &feedv1.SyncRequest_Ack{Ack: &feedv1.Ack{Revision: kept[len(kept)-1].revision}}})
+	}
+	s.unacked = append(s.unacked[:0], s.unacked[len(kept):]...)
+	if len(s.unacked) == 0 {
+		s.kept = nil
+	}
 }
 
 func (s *stream) onPong(p *feedv1.Pong) *ended {
@@ -282,12 +391,6 @@ func (s *stream) proven(since time.Time) time.Time {
 	}
 	s.pongs = ahead
 	return since
-}
-
-func (m *Mirror) publish(st *State) {
-	if m.state.Swap(st) == nil {
-		close(m.synced)
-	}
 }
 
 // appendBounded appends to a list that forgets its oldest member rather than grow beyond [maxPings].
