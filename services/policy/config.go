@@ -37,12 +37,17 @@ type flags struct {
 
 	DataDir          string   `env:"ALLOWEDNETS_DATA_DIR" help:"Folder of the embedded single-node etcd. Needed without --etcd-endpoints."`
 	CreateStore      bool     `env:"ALLOWEDNETS_CREATE_STORE" help:"Create a store in an etcd that has none. Only for the first start: a lost volume must not look like nobody is restricted."`
+	RaiseEpochTo     uint64   `env:"ALLOWEDNETS_RAISE_EPOCH_TO" help:"Raise the store's epoch to this number if it is lower. After restoring a backup give one more than before, so that sidecars believe the older history."`
 	EtcdEndpoints    []string `env:"ALLOWEDNETS_ETCD_ENDPOINTS" help:"Client URLs of an etcd cluster, comma-separated."`
 	EtcdCertFile     string   `env:"ALLOWEDNETS_ETCD_CERT_FILE" help:"Our client certificate for etcd, PEM."`
 	EtcdKeyFile      string   `env:"ALLOWEDNETS_ETCD_KEY_FILE" help:"Its key, PEM."`
 	EtcdCAFile       string   `env:"ALLOWEDNETS_ETCD_CA_FILE" help:"Authorities of etcd's certificates, PEM."`
 	EtcdUser         string   `env:"ALLOWEDNETS_ETCD_USER" help:"etcd user."`
 	EtcdPasswordFile string   `env:"ALLOWEDNETS_ETCD_PASSWORD_FILE" help:"File with the user's password."`
+
+	TraceEndpoint string `env:"ALLOWEDNETS_TRACE_ENDPOINT" help:"Send OpenTelemetry traces to this OTLP gRPC collector, such as https://collector:4317 (http:// on loopback only). Default: no tracing."`
+
+	RestrictServices []string `env:"ALLOWEDNETS_RESTRICT_SERVICES" help:"As given to the sidecars, for ExplainAccess: services restricted beyond those that read mail. Only smtp-submission can be."`
 
 	PermitNets  []string `env:"ALLOWEDNETS_PERMIT_NETS" help:"Private or special networks that lists may hold all the same, comma-separated."`
 	MaxNets     int      `env:"ALLOWEDNETS_MAX_NETS" default:"256" help:"Most entries of a list."`
@@ -53,8 +58,9 @@ type flags struct {
 type config struct {
 	flags
 	credentials credentials.TransportCredentials
-	callers     *serve.Callers
+	callers     grants
 	rules       allow.Rules
+	scope       allow.Scope
 	store       store.Config // without endpoints: etcd is embedded
 }
 
@@ -64,6 +70,9 @@ func (f *flags) resolve() (config, error) {
 	err := f.validate()
 	if err == nil {
 		c.rules, err = f.rules()
+	}
+	if err == nil {
+		c.scope, err = f.scope()
 	}
 	if err == nil {
 		c.credentials, err = f.Credentials()
@@ -107,6 +116,11 @@ func (f *flags) validate() error {
 			return fmt.Errorf("%s=%q is not of the form [HOST]:PORT", flag, address)
 		}
 	}
+	if f.TraceEndpoint != "" {
+		if err := validateTraceEndpoint(f.TraceEndpoint); err != nil {
+			return err
+		}
+	}
 	return f.validateEndpoints()
 }
 
@@ -148,6 +162,15 @@ func (f *flags) rules() (allow.Rules, error) {
 	return rules, nil
 }
 
+// scope is which services are restricted.
+func (f *flags) scope() (allow.Scope, error) {
+	scope, err := allow.ParseScope(f.RestrictServices)
+	if err != nil {
+		return scope, fmt.Errorf("--restrict-services: %w", err)
+	}
+	return scope, nil
+}
+
 // readStore says how to reach a cluster.
 func (f *flags) readStore() (store.Config, error) {
 	cfg := store.Config{Endpoints: f.EtcdEndpoints, User: f.EtcdUser}
@@ -186,54 +209,98 @@ func methods() []string {
 	return all
 }
 
+// grants is what the --callers file says.
+type grants struct {
+	rpcs    *serve.Callers
+	domains map[string][]string // of the callers that are limited to some
+}
+
+// limit returns the domains that a caller may act in; limited is false if it may act in all.
+func (g grants) limit(caller string) (domains []string, limited bool) {
+	domains, limited = g.domains[caller]
+	return domains, limited
+}
+
 // readCallers reads the table of --callers. In plain text there are no certificates, and whoever reaches the loopback address
 // may call everything.
-func (f *flags) readCallers() (*serve.Callers, error) {
+func (f *flags) readCallers() (grants, error) {
 	if f.InsecurePlaintext {
-		return serve.NewCallers(methods(), map[string][]string{
+		rpcs, err := serve.NewCallers(methods(), map[string][]string{
 			serve.PlaintextCaller: {policyv1.PolicyService_ServiceDesc.ServiceName + "/*", feedv1.FeedService_ServiceDesc.ServiceName + "/*"},
 		})
+		return grants{rpcs: rpcs}, err
 	}
 	data, err := os.ReadFile(f.Callers)
 	if err != nil {
-		return nil, fmt.Errorf("--callers: %w", err)
+		return grants{}, fmt.Errorf("--callers: %w", err)
 	}
+	g, err := parseCallers(data)
+	if err != nil {
+		return grants{}, fmt.Errorf("--callers: %s: %w", f.Callers, err)
+	}
+	return g, nil
+}
+
+// callerEntry is one entry of the --callers file.
+type callerEntry struct {
+	Name    string    `yaml:"name"`
+	RPCs    []string  `yaml:"rpcs"`
+	Domains *[]string `yaml:"domains"`
+}
+
+func parseCallers(data []byte) (grants, error) {
 	var file struct {
-		Callers []struct {
-			Name string   `yaml:"name"`
-			RPCs []string `yaml:"rpcs"`
-		} `yaml:"callers"`
+		Callers []callerEntry `yaml:"callers"`
 	}
 	decoder := yaml.NewDecoder(bytes.NewReader(data))
 	decoder.KnownFields(true)
-	err = decoder.Decode(&file)
+	err := decoder.Decode(&file)
 	if wrong := new(yaml.TypeError); errors.As(err, &wrong) {
 		err = errors.New(strings.Join(wrong.Errors, "; ")) // it has a line for each
 	}
 	if err != nil && !errors.Is(err, io.EOF) { // EOF: there is nothing in it
-		return nil, fmt.Errorf("--callers: %s: %w", f.Callers, err)
+		return grants{}, err
 	}
 	if err := decoder.Decode(new(any)); !errors.Is(err, io.EOF) {
-		return nil, fmt.Errorf("--callers: %s holds more than one YAML document", f.Callers)
+		return grants{}, errors.New("it holds more than one YAML document")
 	}
-	grants := make(map[string][]string)
+	rpcs := make(map[string][]string)
+	g := grants{domains: make(map[string][]string)}
 	for _, caller := range file.Callers {
-		if _, twice := grants[caller.Name]; twice {
-			return nil, fmt.Errorf("--callers: %s: caller %q stands there twice", f.Callers, caller.Name)
+		if _, twice := rpcs[caller.Name]; twice {
+			return grants{}, fmt.Errorf("caller %q stands there twice", caller.Name)
 		}
 		if len(caller.RPCs) == 0 {
-			return nil, fmt.Errorf("--callers: %s: caller %q may call no rpcs; leave it out, or grant it some", f.Callers, caller.Name)
+			return grants{}, fmt.Errorf("caller %q may call no rpcs; leave it out, or grant it some", caller.Name)
 		}
-		grants[caller.Name] = caller.RPCs
+		rpcs[caller.Name] = caller.RPCs
+		if caller.Domains == nil {
+			continue
+		}
+		if g.domains[caller.Name], err = parseDomains(*caller.Domains); err != nil {
+			return grants{}, fmt.Errorf("caller %q: %w", caller.Name, err)
+		}
 	}
-	if len(grants) == 0 {
-		return nil, fmt.Errorf("--callers: %s names no caller: nobody could call anything", f.Callers)
+	if len(rpcs) == 0 {
+		return grants{}, errors.New("it names no caller: nobody could call anything")
 	}
-	table, err := serve.NewCallers(methods(), grants)
-	if err != nil {
-		return nil, fmt.Errorf("--callers: %s: %w", f.Callers, err)
+	g.rpcs, err = serve.NewCallers(methods(), rpcs)
+	return g, err
+}
+
+func parseDomains(texts []string) ([]string, error) {
+	if len(texts) == 0 {
+		return nil, errors.New("domains is empty; leave it out to permit all domains")
 	}
-	return table, nil
+	domains := make([]string, len(texts))
+	for i, text := range texts {
+		domain, err := allow.ParseDomain(text)
+		if err != nil {
+			return nil, err
+		}
+		domains[i] = domain
+	}
+	return domains, nil
 }
 
 // listen opens a TCP listener and names the flag if it cannot.

@@ -83,7 +83,7 @@ func TestCommandLinesThatWork(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			cfg, err := parse(t, args)
-			if err != nil || cfg.credentials == nil || cfg.callers == nil || cfg.rules.MaxNets == 0 {
+			if err != nil || cfg.credentials == nil || cfg.callers.rpcs == nil || cfg.rules.MaxNets == 0 {
 				t.Errorf("%+v, %v", cfg, err)
 			}
 			for _, endpoint := range cfg.store.Endpoints {
@@ -206,11 +206,12 @@ func TestCallersFile(t *testing.T) {
 		"service": admin,
 		"RPC":     "callers: [{name: admin, rpcs: [allowednets.policy.v1.PolicyService/SetAllowedNets]}]",
 		"two":     admin + "  - name: sidecar\n    rpcs:\n      - allowednets.feed.v1.FeedService/Sync\n",
+		"domains": "callers: [{name: reseller, rpcs: [allowednets.policy.v1.PolicyService/*], domains: [Example.ORG, bücher.example]}]",
 		"comment": "# Who may do what.\n---\n" + admin,
 		"URI":     "callers: [{name: 'spiffe://example.org/admin', rpcs: [allowednets.policy.v1.PolicyService/*]}]",
 	} {
 		t.Run(name, func(t *testing.T) {
-			if cfg, err := parse(t, changed(work, "--callers", file(t, content))); err != nil || cfg.callers == nil {
+			if cfg, err := parse(t, changed(work, "--callers", file(t, content))); err != nil || cfg.callers.rpcs == nil {
 				t.Error(err)
 			}
 		})

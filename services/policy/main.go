@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/alecthomas/kong"
+	"github.com/google/uuid"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"golang.org/x/sync/errgroup"
@@ -25,6 +26,7 @@ import (
 	"github.com/allowednets/allowednets/internal/serve"
 	"github.com/allowednets/allowednets/services/policy/internal/feed"
 	"github.com/allowednets/allowednets/services/policy/internal/policyapi"
+	"github.com/allowednets/allowednets/services/policy/internal/propagation"
 	"github.com/allowednets/allowednets/services/policy/internal/store"
 )
 
@@ -91,13 +93,28 @@ type process struct {
 	log         *slog.Logger
 	registry    *prometheus.Registry
 	mirror      *store.Mirror
+	tracker     *propagation.Tracker
+	name        string              // of this replica
+	options     []grpc.ServerOption // of tracing
 	rpcListener net.Listener
 }
 
 func newProcess(cfg config, log *slog.Logger) *process {
-	p := &process{config: cfg, log: log, registry: prometheus.NewRegistry(), mirror: store.NewMirror()}
+	p := &process{
+		config: cfg, log: log, registry: prometheus.NewRegistry(),
+		mirror: store.NewMirror(), tracker: propagation.NewTracker(), name: replicaName(),
+	}
 	p.registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return p
+}
+
+// replicaName is unique for this run of the process: what another run knew must not be taken for what this one knows.
+func replicaName() string {
+	host, err := os.Hostname()
+	if err != nil {
+		host = "unknown"
+	}
+	return host + "-" + uuid.NewString()[:8]
 }
 
 // run opens everything and runs it until ctx ends. What was opened is closed on every way out.
@@ -114,6 +131,12 @@ func (p *process) run(ctx context.Context) error {
 	defer func() { _ = adminListener.Close() }()
 	p.log.InfoContext(ctx, "the policy service starts", "address", p.rpcListener.Addr().String(), "admin_address", adminListener.Addr().String())
 
+	stopTracing, err := p.trace(ctx)
+	if err != nil {
+		return err
+	}
+	defer stopTracing()
+
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return serve.HTTP(ctx, adminListener, serve.Admin(p.registry, p.ready), p.log) })
 	group.Go(func() error { return p.runWithEtcd(ctx) })
@@ -125,6 +148,11 @@ func (p *process) ready() error {
 		return errors.New("the store was not loaded yet")
 	}
 	return nil
+}
+
+func (p *process) epoch() uint64 {
+	state, _ := p.mirror.State()
+	return state.Epoch
 }
 
 // runWithEtcd starts the embedded etcd, unless a cluster is configured, and runs everything that needs the store.
@@ -160,6 +188,9 @@ func (p *process) runWithStore(ctx context.Context) error {
 		return err
 	}
 	defer func() { _ = lists.Close() }()
+	if err := lists.RaiseEpoch(ctx, p.RaiseEpochTo); err != nil {
+		return err
+	}
 	b, err := p.build(lists)
 	if err != nil {
 		return err
@@ -172,6 +203,7 @@ func (p *process) runWithStore(ctx context.Context) error {
 			return err
 		}
 		b.rpcs.SetReady(true)
+		group.Go(func() error { return p.tracker.Run(ctx, lists.Presence(p.name), p.epoch, p.log) })
 		p.log.InfoContext(ctx, "serving", "address", p.rpcListener.Addr().String())
 		return nil
 	})
@@ -189,16 +221,18 @@ func (p *process) build(lists *store.Store) (b built, err error) {
 	if b.replica, err = store.NewReplica(lists, p.mirror, store.Timing{}, p.log, p.registry); err != nil {
 		return b, err
 	}
-	b.feeds, err = feed.New(feed.Config{Mirror: p.mirror, Barrier: b.replica.Barrier, Log: p.log, Metrics: p.registry})
+	b.feeds, err = feed.New(feed.Config{Mirror: p.mirror, Barrier: b.replica.Barrier, Tracker: p.tracker, Log: p.log, Metrics: p.registry})
 	if err != nil {
 		return b, err
 	}
 	policies := policyapi.New(policyapi.Config{
-		Store: lists, Mirror: p.mirror, Barrier: b.replica.Barrier, Rules: p.rules,
+		Store: lists, Mirror: p.mirror, Barrier: b.replica.Barrier, Tracker: p.tracker, Replica: p.name,
+		Rules: p.rules, Scope: p.scope, Domains: p.callers.limit,
 		Fault: func(ctx context.Context, err error) { p.log.WarnContext(ctx, "request failed", "error", err) },
 	})
 	b.rpcs, err = serve.NewGRPC(serve.GRPCConfig{
-		Credentials: p.credentials, Callers: p.callers, Log: p.log, Metrics: p.registry, MaxConnectionAge: maxConnectionAge,
+		Credentials: p.credentials, Callers: p.callers.rpcs, Log: p.log, Metrics: p.registry,
+		MaxConnectionAge: maxConnectionAge, Options: p.options,
 	}, func(r grpc.ServiceRegistrar) {
 		policyv1.RegisterPolicyServiceServer(r, policies)
 		feedv1.RegisterFeedServiceServer(r, b.feeds)

@@ -22,6 +22,7 @@ import (
 	feedv1 "github.com/allowednets/allowednets/gen/allowednets/feed/v1"
 	"github.com/allowednets/allowednets/internal/rpcerr"
 	"github.com/allowednets/allowednets/internal/serve"
+	"github.com/allowednets/allowednets/services/policy/internal/propagation"
 	"github.com/allowednets/allowednets/services/policy/internal/store"
 )
 
@@ -43,6 +44,8 @@ type Config struct {
 	Mirror *store.Mirror
 	// Barrier returns the mirror's state once it has every save acknowledged before the call.
 	Barrier func(context.Context) (store.State, error)
+	// Tracker learns who is connected and what they enforce.
+	Tracker *propagation.Tracker
 	Log     *slog.Logger
 	Metrics prometheus.Registerer
 }
@@ -143,7 +146,13 @@ func (s *Service) sync(rpc grpc.BidiStreamingServer[feedv1.SyncRequest, feedv1.S
 	defer s.connected.Dec()
 	s.cfg.Log.InfoContext(rpc.Context(), "feed stream begins", "sidecar", hello.GetId(), "caller", serve.Caller(rpc.Context()),
 		"version", hello.GetVersion(), "from", st.cursor, "restart", st.restart)
-	return st.run()
+	st.session = s.cfg.Tracker.Connect(hello.GetId(), serve.Caller(rpc.Context()), st.applied(hello))
+	err = st.run()
+	st.session.Leave(errors.Is(err, errLeft))
+	if errors.Is(err, errLeft) {
+		return nil
+	}
+	return err
 }
 
 // refuse sends the sidecar away for a while.
@@ -243,5 +252,5 @@ func unavailable(reason decisionv1.ErrorReason, message string) error {
 	return rpcerr.New(codes.Unavailable, reason, message)
 }
 
-// errLeft ends a stream whose sidecar closed its side.
+// errLeft ends a stream whose sidecar said goodbye, by closing its side.
 var errLeft = errors.New("the sidecar left")

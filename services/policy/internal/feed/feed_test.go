@@ -38,6 +38,7 @@ import (
 	"github.com/allowednets/allowednets/internal/allow"
 	"github.com/allowednets/allowednets/internal/rpcerr"
 	"github.com/allowednets/allowednets/services/policy/internal/feed"
+	"github.com/allowednets/allowednets/services/policy/internal/propagation"
 	"github.com/allowednets/allowednets/services/policy/internal/store"
 	"github.com/allowednets/allowednets/services/policy/internal/store/etcdtest"
 )
@@ -76,7 +77,7 @@ func newWorld(t *testing.T) *world {
 	if w.replica, err = store.NewReplica(w.open(w.wire), w.mirror, timing, log, w.metrics); err != nil {
 		t.Fatal(err)
 	}
-	w.feed, err = feed.New(feed.Config{Mirror: w.mirror, Barrier: w.replica.Barrier, Log: log, Metrics: w.metrics})
+	w.feed, err = feed.New(feed.Config{Mirror: w.mirror, Barrier: w.replica.Barrier, Tracker: propagation.NewTracker(), Log: log, Metrics: w.metrics})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -680,15 +681,25 @@ func TestLaterMessages(t *testing.T) {
 			wantError(t, err, codes.InvalidArgument, decisionv1.ErrorReason_ERROR_REASON_FIELD_INVALID)
 		})
 	}
-	t.Run("strange acks", func(*testing.T) {
+	for _, revision := range []int64{-1, 0, 1 << 62} {
+		t.Run(fmt.Sprintf("an ack of %d", revision), func(t *testing.T) {
+			c := w.sidecar()
+			c.resume()
+			c.until(0)
+			c.send(&feedv1.SyncRequest{Message: &feedv1.SyncRequest_Ack{Ack: &feedv1.Ack{Revision: revision}}})
+			_, err := c.end()
+			wantError(t, err, codes.InvalidArgument, decisionv1.ErrorReason_ERROR_REASON_FIELD_INVALID)
+		})
+	}
+	t.Run("acks", func(*testing.T) {
 		c := w.sidecar()
 		c.resume()
 		c.until(0)
-		for _, revision := range []int64{-1, 0, 1 << 62, c.at.revision} {
-			c.send(&feedv1.SyncRequest{Message: &feedv1.SyncRequest_Ack{Ack: &feedv1.Ack{Revision: revision}}})
+		for range 2 {
+			c.send(&feedv1.SyncRequest{Message: &feedv1.SyncRequest_Ack{Ack: &feedv1.Ack{Revision: c.at.revision}}})
 		}
+		w.until("the acks", func() bool { return w.metric("allowednets_policy_feed_ack_seconds", "") == 2 })
 		c.until(w.save("alice@example.com", false))
-		w.until("the ack", func() bool { return w.metric("allowednets_policy_feed_ack_seconds", "") == 1 })
 	})
 }
 

@@ -14,7 +14,9 @@ import (
 
 	decisionv1 "github.com/allowednets/allowednets/gen/allowednets/decision/v1"
 	feedv1 "github.com/allowednets/allowednets/gen/allowednets/feed/v1"
+	"github.com/allowednets/allowednets/internal/revision"
 	"github.com/allowednets/allowednets/internal/rpcerr"
+	"github.com/allowednets/allowednets/services/policy/internal/propagation"
 	"github.com/allowednets/allowednets/services/policy/internal/store"
 )
 
@@ -27,6 +29,7 @@ type stream struct {
 	entries  prometheus.Counter
 	ackDelay prometheus.Observer
 
+	session     *propagation.Session
 	identity    store.State // of which store the cursor speaks
 	cursor      int64
 	skipCleared int64
@@ -76,9 +79,6 @@ func (st *stream) run() error {
 			}
 		}
 		if err := st.wait(ctx, b); err != nil {
-			if errors.Is(err, errLeft) {
-				return nil
-			}
 			return err
 		}
 	}
@@ -147,8 +147,8 @@ func (st *stream) receive() error {
 		}
 		switch msg.GetMessage().(type) {
 		case *feedv1.SyncRequest_Ack:
-			if sent := st.sent.Load(); sent != nil && sent.revision == msg.GetAck().GetRevision() {
-				st.ackDelay.Observe(time.Since(sent.at).Seconds())
+			if err := st.acknowledge(msg.GetAck().GetRevision()); err != nil {
+				return err
 			}
 		case *feedv1.SyncRequest_Ping:
 			replace(st.pings, msg.GetPing().GetNonce())
@@ -157,6 +157,28 @@ func (st *stream) receive() error {
 				"message: only ack and ping may follow hello", rpcerr.Field("message", "only ack and ping may follow hello"))
 		}
 	}
+}
+
+// acknowledge notes what the sidecar enforces. It cannot enforce what it was not sent.
+func (st *stream) acknowledge(rev int64) error {
+	sent := st.sent.Load()
+	if sent == nil || rev > sent.revision || rev <= 0 {
+		return rpcerr.New(codes.InvalidArgument, decisionv1.ErrorReason_ERROR_REASON_FIELD_INVALID,
+			"ack.revision: no commit with this revision was sent", rpcerr.Field("ack.revision", "not sent"))
+	}
+	if rev == sent.revision {
+		st.ackDelay.Observe(time.Since(sent.at).Seconds())
+	}
+	st.session.Ack(revision.Token{Epoch: st.identity.Epoch, Revision: rev})
+	return nil
+}
+
+// applied is what the sidecar enforces already, as far as it says something about this store.
+func (st *stream) applied(hello *feedv1.Hello) revision.Token {
+	if st.restart {
+		return revision.Token{}
+	}
+	return revision.Token{Epoch: hello.GetEpoch(), Revision: hello.GetRevision()}
 }
 
 // answerPings answers the newest ping with a read of the store that began after it. A store that does not answer gets no

@@ -8,7 +8,9 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -31,7 +33,7 @@ func (w *world) save(name string, list allow.List) {
 	w.t.Helper()
 	mailbox, err := allow.ParseMailbox(name)
 	if err == nil {
-		_, _, err = w.other.Save(w.ctx(), store.Save{Mailbox: mailbox, List: list, Caller: "other"})
+		_, _, err = w.other.Save(w.ctx(), store.Save{Mailbox: mailbox, List: list, Author: store.Author{Caller: "other"}})
 	}
 	if err != nil {
 		w.t.Fatal(err)
@@ -217,6 +219,10 @@ func TestNothingToSave(t *testing.T) {
 			t.Errorf("%s: %v", name, test.err)
 		}
 	}
+	stale := setting(&policyv1.SetAllowedNetsRequest{Mailbox: "alice@example.com", Input: nets("9.9.9.9"), Etag: "stale"})
+	if got := rpcerr.Detail[*errdetails.ErrorInfo](stale).GetMetadata(); len(got["updated_by"]) != 255 || got["update_time"] == "" {
+		t.Errorf("after the first save a stale etag is told %v", got)
+	}
 	if n := w.saves(); n != 1 {
 		t.Errorf("%d saves after the first", n)
 	}
@@ -249,7 +255,7 @@ func TestPagingBesideSaves(t *testing.T) {
 				if i/40%2 == 1 {
 					next = allow.List{}
 				}
-				if _, _, err := w.other.Save(ctx, store.Save{Mailbox: mailbox, List: next, Caller: "other"}); err != nil && ctx.Err() == nil {
+				if _, _, err := w.other.Save(ctx, store.Save{Mailbox: mailbox, List: next, Author: store.Author{Caller: "other"}}); err != nil && ctx.Err() == nil {
 					t.Error(err)
 					return
 				}
@@ -285,5 +291,24 @@ func TestPagingBesideSaves(t *testing.T) {
 	}
 	if len(sizes) < 2 {
 		t.Errorf("nothing changed between the pages: %v", sizes)
+	}
+}
+
+// TestServersSideOfPatience: what the server says to a caller who no longer listens, which is what its metrics count.
+func TestServersSideOfPatience(t *testing.T) {
+	w := newWorld(t)
+	service := policyapi.New(policyapi.Config{Store: w.other, Fault: func(context.Context, error) {}})
+	gone, cancel := context.WithCancel(t.Context())
+	cancel()
+	late, cancelLate := context.WithDeadline(t.Context(), time.Unix(0, 0))
+	defer cancelLate()
+	for ctx, want := range map[context.Context]codes.Code{gone: codes.Canceled, late: codes.DeadlineExceeded} {
+		_, err1 := service.GetAllowedNets(ctx, &policyv1.GetAllowedNetsRequest{Mailbox: "alice@example.com"})
+		_, err2 := service.SetAllowedNets(ctx, &policyv1.SetAllowedNetsRequest{Mailbox: "alice@example.com", Input: nets("8.8.8.8")})
+		for _, err := range []error{err1, err2} {
+			if status.Code(err) != want || strings.Contains(err.Error(), "etcd") {
+				t.Errorf("got %v, want %v", err, want)
+			}
+		}
 	}
 }

@@ -28,6 +28,23 @@ type domainError struct{ error }
 
 func (e *domainError) Unwrap() error { return e.error }
 
+// domainDeniedError is a domain that the caller may not act in.
+type domainDeniedError struct{ domain string }
+
+func (e *domainDeniedError) Error() string {
+	if e.domain == "" {
+		return "the caller may act in some domains only; name one"
+	}
+	return "the caller may not act in " + e.domain + ": the operator grants it in the --callers file"
+}
+
+// targetError is a rename to a mailbox that has another list.
+type targetError struct{ current store.Record }
+
+func (e *targetError) Error() string {
+	return fmt.Sprintf("%s has another list already; clear it first, or save there the list it should have", e.current.Mailbox)
+}
+
 // status turns every error of this service into the one its caller sees. It is the only place that does.
 func (s *Service) status(ctx context.Context, err error) error {
 	var (
@@ -36,6 +53,8 @@ func (s *Service) status(ctx context.Context, err error) error {
 		field   *fieldError
 		invalid *allow.InvalidError
 		etag    *store.EtagError
+		denied  *domainDeniedError
+		target  *targetError
 	)
 	invalidArgument := func(reason decisionv1.ErrorReason, field string) error {
 		return rpcerr.New(codes.InvalidArgument, reason, err.Error(), rpcerr.Field(field, err.Error()))
@@ -54,6 +73,11 @@ func (s *Service) status(ctx context.Context, err error) error {
 			"the list is empty; to lift the restriction call ClearAllowedNets", rpcerr.Field("nets", "at least one entry"))
 	case errors.As(err, &etag):
 		return etagMismatch(etag.Current)
+	case errors.As(err, &denied):
+		return rpcerr.New(codes.PermissionDenied, decisionv1.ErrorReason_ERROR_REASON_DOMAIN_NOT_PERMITTED, err.Error())
+	case errors.As(err, &target):
+		return rpcerr.WithMetadata(codes.FailedPrecondition, decisionv1.ErrorReason_ERROR_REASON_TARGET_RESTRICTED, err.Error(),
+			map[string]string{"etag": target.current.Etag()})
 	case errors.Is(err, store.ErrRequestIDReused):
 		return rpcerr.New(codes.AlreadyExists, decisionv1.ErrorReason_ERROR_REASON_REQUEST_ID_REUSED,
 			"request_id was used for a change with other content; use a new one", rpcerr.Field("request_id", "used before with other content"))

@@ -36,6 +36,7 @@ import (
 	"github.com/allowednets/allowednets/internal/rpcerr"
 	"github.com/allowednets/allowednets/internal/serve"
 	"github.com/allowednets/allowednets/services/policy/internal/policyapi"
+	"github.com/allowednets/allowednets/services/policy/internal/propagation"
 	"github.com/allowednets/allowednets/services/policy/internal/store"
 	"github.com/allowednets/allowednets/services/policy/internal/store/etcdtest"
 )
@@ -55,8 +56,9 @@ type world struct {
 	client policyv1.PolicyServiceClient
 	other  *store.Store // of another replica of the service
 
-	mu     sync.Mutex
-	faults []error
+	mu      sync.Mutex
+	faults  []error
+	domains []string // that the caller is limited to; nil: all. Set before the first call.
 }
 
 func newWorld(t *testing.T) *world {
@@ -75,11 +77,12 @@ func newWorldUnder(t *testing.T, rules allow.Rules) *world {
 	if err != nil {
 		t.Fatal(err)
 	}
-	service := policyapi.New(policyapi.Config{Store: lists, Mirror: mirror, Barrier: replica.Barrier, Rules: rules, Fault: func(_ context.Context, err error) {
-		w.mu.Lock()
-		defer w.mu.Unlock()
-		w.faults = append(w.faults, err)
-	}})
+	service := policyapi.New(policyapi.Config{Store: lists, Mirror: mirror, Barrier: replica.Barrier, Tracker: propagation.NewTracker(), Replica: "this", Rules: rules,
+		Domains: func(string) ([]string, bool) { return w.domains, w.domains != nil }, Fault: func(_ context.Context, err error) {
+			w.mu.Lock()
+			defer w.mu.Unlock()
+			w.faults = append(w.faults, err)
+		}})
 	server, err := serve.NewGRPC(serve.GRPCConfig{Credentials: insecure.NewCredentials(), Log: log, Metrics: metrics},
 		func(r grpc.ServiceRegistrar) { policyv1.RegisterPolicyServiceServer(r, service) })
 	if err != nil {
@@ -423,7 +426,6 @@ func TestBadInput(t *testing.T) {
 		{"actor's address with a zone", good(func(r *set) { r.Actor = &policyv1.Actor{Address: "fe80::1%eth0"} }), fieldInvalid, "actor.address"},
 		{"actor's address of 10 kB", good(func(r *set) { r.Actor = &policyv1.Actor{Address: strings.Repeat("\n", 10_000)} }), fieldInvalid, "actor.address"},
 		{"actor to clear", &policyv1.ClearAllowedNetsRequest{Mailbox: "alice@example.com", Actor: &policyv1.Actor{Id: "\x00"}}, fieldInvalid, "actor.id"},
-		{"no domain", &list{}, domainInvalid, "domain"},
 		{"a mailbox for a domain", &list{Domain: "alice@example.com"}, domainInvalid, "domain"},
 		{"domain with a line break", &list{Domain: "example.com\r\n"}, domainInvalid, "domain"},
 		{"domain of 10 kB", &list{Domain: strings.Repeat("a", 10_000)}, domainInvalid, "domain"},
@@ -684,7 +686,7 @@ func TestReadsAreCurrent(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if _, _, err := w.other.Save(t.Context(), store.Save{Mailbox: mailbox, List: list, Caller: "other"}); err != nil {
+		if _, _, err := w.other.Save(t.Context(), store.Save{Mailbox: mailbox, List: list, Author: store.Author{Caller: "other"}}); err != nil {
 			t.Fatal(err)
 		}
 		return list.Strings()[0]

@@ -2,6 +2,7 @@ package store
 
 import (
 	"context"
+	"maps"
 	"slices"
 	"sort"
 	"sync"
@@ -43,13 +44,14 @@ func newEntry(rec Record) *Entry {
 // it holds a revision as its cursor and asks for what came after. It is empty until it is first filled. It is safe for
 // concurrent use by many readers and one writer, the [Replica].
 type Mirror struct {
-	mu         sync.RWMutex
-	filled     bool
-	state      State
-	entries    map[allow.Mailbox]*Entry
-	byRevision []*Entry            // rising revisions; superseded entries stay until compact
-	domains    map[string][]string // sorted restricted mailboxes of each domain
-	changed    chan struct{}       // closed and replaced at every change
+	mu          sync.RWMutex
+	filled      bool
+	state       State
+	entries     map[allow.Mailbox]*Entry
+	byRevision  []*Entry            // rising revisions; superseded entries stay until compact
+	domains     map[string][]string // sorted restricted mailboxes of each domain that has any
+	domainNames []string            // its keys, sorted; replaced, never changed in place
+	changed     chan struct{}       // closed and replaced at every change
 }
 
 // NewMirror returns an empty mirror.
@@ -133,6 +135,38 @@ func (m *Mirror) Domain(domain, after string, limit int) (page []Record, total i
 	return page, len(names)
 }
 
+// All is [Mirror.Domain] over all domains, ordered by domain and mailbox. after is the last mailbox of the page before, or
+// the zero Mailbox.
+func (m *Mirror) All(after allow.Mailbox, limit int) (page []Record, total int) {
+	m.mu.RLock()
+	names := m.domainNames
+	i := 0
+	if after != (allow.Mailbox{}) {
+		i, _ = slices.BinarySearch(names, after.Domain())
+	}
+	m.mu.RUnlock()
+	for ; i < len(names) && len(page) < limit; i++ {
+		last := ""
+		if names[i] == after.Domain() {
+			last = after.String()
+		}
+		more, _ := m.Domain(names[i], last, limit-len(page))
+		page = append(page, more...)
+	}
+	state, _ := m.State()
+	return page, int(state.Count)
+}
+
+// Lookup returns a mailbox's entry, the zero Entry if it never had one, and the state it is of.
+func (m *Mirror) Lookup(mailbox allow.Mailbox) (Entry, State) {
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	if e := m.entries[mailbox]; e != nil {
+		return *e, m.state
+	}
+	return Entry{}, m.state
+}
+
 // get returns a mailbox's entry, or nil.
 func (m *Mirror) get(mailbox allow.Mailbox) *Entry {
 	m.mu.RLock()
@@ -179,6 +213,7 @@ func (m *Mirror) replace(records []Record, state State) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.entries, m.byRevision, m.domains, m.state, m.filled = next.entries, next.byRevision, next.domains, state, true
+	m.domainNames = slices.Sorted(maps.Keys(m.domains))
 	m.announce()
 }
 
@@ -199,16 +234,25 @@ func (m *Mirror) put(e *Entry) {
 	if was == is {
 		return
 	}
-	names := m.domains[e.Mailbox.Domain()]
+	domain := e.Mailbox.Domain()
+	names := m.domains[domain]
 	i, _ := slices.BinarySearch(names, e.Mailbox.String())
 	if is {
 		names = slices.Insert(names, i, e.Mailbox.String())
 	} else {
 		names = slices.Delete(names, i, i+1)
 	}
-	m.domains[e.Mailbox.Domain()] = names
+	m.domains[domain] = names
 	if len(names) == 0 {
-		delete(m.domains, e.Mailbox.Domain())
+		delete(m.domains, domain)
+	}
+	if at, known := slices.BinarySearch(m.domainNames, domain); m.filled && known != (len(names) > 0) {
+		m.domainNames = slices.Clone(m.domainNames)
+		if known {
+			m.domainNames = slices.Delete(m.domainNames, at, at+1)
+		} else {
+			m.domainNames = slices.Insert(m.domainNames, at, domain)
+		}
 	}
 }
 

@@ -25,6 +25,8 @@ type Record struct {
 	Epoch     uint64
 	UpdatedAt time.Time
 	UpdatedBy string
+	// Superseded says that this is what a repeated request once left, and the mailbox was changed since.
+	Superseded bool
 }
 
 // decodeRecord reads a value below mailboxes/. Its own count must agree with etcd's, or somebody else wrote it.

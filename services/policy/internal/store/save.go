@@ -10,6 +10,7 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"google.golang.org/protobuf/proto"
 
+	policyv1 "github.com/allowednets/allowednets/gen/allowednets/policy/v1"
 	storev1 "github.com/allowednets/allowednets/gen/allowednets/store/v1"
 	"github.com/allowednets/allowednets/internal/allow"
 	"github.com/allowednets/allowednets/internal/revision"
@@ -29,14 +30,22 @@ type Save struct {
 	List allow.List
 	// Etag, unless empty, must be the mailbox's current one.
 	Etag string
-	// RequestID, unless empty, makes a repetition of this save the same save.
-	RequestID string
 	// ValidateOnly runs every check and writes nothing.
 	ValidateOnly bool
+	// Kind goes into the audit record, and Other for a rename: the mailbox on the other side.
+	Kind  policyv1.ChangeKind
+	Other allow.Mailbox
+	Author
+}
+
+// Author says who asks for a change.
+type Author struct {
 	// Actor and ActorAddress are what the caller asserts; an empty Actor means the caller.
 	Actor, ActorAddress string
 	// Caller is the name in the calling service's certificate.
 	Caller string
+	// RequestID, unless empty, makes a repetition of the change the same change.
+	RequestID string
 }
 
 // Etag returns the opaque version of the record.
@@ -174,6 +183,7 @@ func (snap snapshot) decide(save Save) (Record, step, error) {
 			if !c.after.List.Equal(save.List) {
 				return Record{}, keep, ErrRequestIDReused
 			}
+			c.after.Superseded = c.after.Version < snap.record.Version
 			return c.after, repeated, nil
 		}
 	}
@@ -202,6 +212,7 @@ func (s *Store) write(ctx context.Context, save Save, snap snapshot) (rec Record
 	audit, err2 := proto.Marshal(&storev1.Change{
 		Mailbox: save.Mailbox.String(), Before: snap.record.List.Strings(), After: after,
 		ActorId: save.Actor, ActorAddress: save.ActorAddress, Caller: save.Caller, RequestId: save.RequestID,
+		Kind: save.Kind, OtherMailbox: save.Other.String(),
 	})
 	if err := errors.Join(err1, err2); err != nil {
 		return Record{}, false, fmt.Errorf("encoding the record: %w", err)

@@ -59,9 +59,9 @@ func TestSaveIsOneTransaction(t *testing.T) {
 	e := etcdtest.Start(t)
 	s := open(t, e, &etcdtest.Wire{})
 	saves := []Save{
-		{Mailbox: mailbox(t, "alice@example.com"), List: list(t, "8.8.8.8, 1.1.1.0/24"), Actor: "admin", ActorAddress: "9.9.9.9", Caller: "dashboard", RequestID: "first"},
-		{Mailbox: mailbox(t, "bob@example.com"), List: list(t, "2a00:1450::/32"), Caller: "tool"},
-		{Mailbox: mailbox(t, "alice@example.com"), Caller: "tool", Actor: "admin"},
+		{Mailbox: mailbox(t, "alice@example.com"), List: list(t, "8.8.8.8, 1.1.1.0/24"), Author: Author{Actor: "admin", ActorAddress: "9.9.9.9", Caller: "dashboard", RequestID: "first"}},
+		{Mailbox: mailbox(t, "bob@example.com"), List: list(t, "2a00:1450::/32"), Author: Author{Caller: "tool"}},
+		{Mailbox: mailbox(t, "alice@example.com"), Author: Author{Caller: "tool", Actor: "admin"}},
 	}
 	versions := make(map[string]int64)
 	before := make(map[string][]string)
@@ -134,8 +134,8 @@ func TestDecide(t *testing.T) {
 	if err != nil || absent.Version != 0 || absent.List.Len() != 0 || absent.Etag() == "" {
 		t.Fatalf("Get of a mailbox without a list = %+v, %v", absent, err)
 	}
-	first := mustSave(t, s, Save{Mailbox: alice, List: one, Etag: absent.Etag(), RequestID: "a", Actor: "first"})
-	second := mustSave(t, s, Save{Mailbox: alice, List: two, Etag: first.Etag(), RequestID: "b", Actor: "second"})
+	first := mustSave(t, s, Save{Mailbox: alice, List: one, Etag: absent.Etag(), Author: Author{RequestID: "a", Actor: "first"}})
+	second := mustSave(t, s, Save{Mailbox: alice, List: two, Etag: first.Etag(), Author: Author{RequestID: "b", Actor: "second"}})
 
 	tests := []struct {
 		name    string
@@ -146,23 +146,23 @@ func TestDecide(t *testing.T) {
 	}{
 		{name: "the same list", save: Save{List: two}, want: second},
 		{name: "the same list, whatever the etag", save: Save{List: two, Etag: first.Etag()}, want: second},
-		{name: "the same list, whatever the request id", save: Save{List: two, RequestID: "new"}, want: second},
+		{name: "the same list, whatever the request id", save: Save{List: two, Author: Author{RequestID: "new"}}, want: second},
 		{name: "a stale etag", save: Save{List: one, Etag: first.Etag()}, err: &EtagError{second}},
 		{name: "the etag of absence", save: Save{List: one, Etag: absent.Etag()}, err: &EtagError{second}},
 		{name: "an etag that never was", save: Save{List: one, Etag: "1-999999"}, err: &EtagError{second}},
 		{name: "an etag of another epoch", save: Save{List: one, Etag: "2" + strings.TrimPrefix(second.Etag(), "1")}, err: &EtagError{second}},
 		{name: "no etag at all", save: Save{List: one, Etag: "nonsense"}, err: &EtagError{second}},
 		{name: "a stale etag to clear", save: Save{Etag: first.Etag()}, err: &EtagError{second}},
-		{name: "a repetition after somebody else's change", save: Save{List: one, RequestID: "a"}, want: first},
-		{name: "a repetition with its old etag", save: Save{List: one, RequestID: "a", Etag: absent.Etag()}, want: first},
-		{name: "a repetition of the newest", save: Save{List: two, RequestID: "b", Etag: first.Etag()}, want: second},
-		{name: "a repetition with other content", save: Save{List: two, RequestID: "a"}, err: ErrRequestIDReused},
-		{name: "a repetition that clears", save: Save{RequestID: "a"}, err: ErrRequestIDReused},
-		{name: "other content and a stale etag", save: Save{List: list(t, "9.9.9.9"), RequestID: "b", Etag: first.Etag()}, err: ErrRequestIDReused},
+		{name: "a repetition after somebody else's change", save: Save{List: one, Author: Author{RequestID: "a"}}, want: first},
+		{name: "a repetition with its old etag", save: Save{List: one, Etag: absent.Etag(), Author: Author{RequestID: "a"}}, want: first},
+		{name: "a repetition of the newest", save: Save{List: two, Etag: first.Etag(), Author: Author{RequestID: "b"}}, want: second},
+		{name: "a repetition with other content", save: Save{List: two, Author: Author{RequestID: "a"}}, err: ErrRequestIDReused},
+		{name: "a repetition that clears", save: Save{Author: Author{RequestID: "a"}}, err: ErrRequestIDReused},
+		{name: "other content and a stale etag", save: Save{List: list(t, "9.9.9.9"), Etag: first.Etag(), Author: Author{RequestID: "b"}}, err: ErrRequestIDReused},
 		{name: "a draft", save: Save{List: list(t, "9.9.9.9"), ValidateOnly: true}, want: Record{Mailbox: alice, List: list(t, "9.9.9.9")}},
 		{name: "a draft with the etag", save: Save{List: list(t, "9.9.9.9"), ValidateOnly: true, Etag: second.Etag()}, want: Record{Mailbox: alice, List: list(t, "9.9.9.9")}},
 		{name: "a draft with a stale etag", save: Save{List: list(t, "9.9.9.9"), ValidateOnly: true, Etag: first.Etag()}, err: &EtagError{second}},
-		{name: "a draft with a used request id", save: Save{List: list(t, "9.9.9.9"), ValidateOnly: true, RequestID: "a"}, err: ErrRequestIDReused},
+		{name: "a draft with a used request id", save: Save{List: list(t, "9.9.9.9"), ValidateOnly: true, Author: Author{RequestID: "a"}}, err: ErrRequestIDReused},
 		{name: "a draft to clear", save: Save{ValidateOnly: true}, want: Record{Mailbox: alice}},
 		{name: "the same nets in another order are another list", save: Save{List: list(t, "8.8.4.4, 8.8.8.8"), Etag: second.Etag()}, changes: true},
 	}
@@ -234,15 +234,15 @@ func TestOnlyTheNewestRequestsAreRemembered(t *testing.T) {
 	alice := mailbox(t, "alice@example.com")
 	// Neighbours in the key space whose changes must not be taken for Alice's.
 	for _, name := range []string{"alice@example.co", "alice@example.com.de", "al@example.com", "alice/x@example.com"} {
-		mustSave(t, s, Save{Mailbox: mailbox(t, name), List: nthList(t, 77), RequestID: "0"})
+		mustSave(t, s, Save{Mailbox: mailbox(t, name), List: nthList(t, 77), Author: Author{RequestID: "0"}})
 	}
 	const saves = 40
 	var recs []Record
 	for i := range saves {
-		recs = append(recs, mustSave(t, s, Save{Mailbox: alice, List: nthList(t, i), RequestID: fmt.Sprint(i)}))
+		recs = append(recs, mustSave(t, s, Save{Mailbox: alice, List: nthList(t, i), Author: Author{RequestID: fmt.Sprint(i)}}))
 	}
 	for i := saves - 1; i >= saves-rememberedChanges; i-- {
-		rec, changed, err := s.Save(t.Context(), Save{Mailbox: alice, List: nthList(t, i), RequestID: fmt.Sprint(i)})
+		rec, changed, err := s.Save(t.Context(), Save{Mailbox: alice, List: nthList(t, i), Author: Author{RequestID: fmt.Sprint(i)}})
 		if err != nil || changed || rec.Revision != recs[i].Revision || rec.Version != int64(i+1) {
 			t.Errorf("repetition of save %d of %d = %+v, %v, %v", i, saves, rec, changed, err)
 		}
@@ -261,7 +261,7 @@ func TestOnlyTheNewestRequestsAreRemembered(t *testing.T) {
 		return err
 	})
 	i := saves - rememberedChanges - 1
-	if rec, changed, err := s.Save(t.Context(), Save{Mailbox: alice, List: nthList(t, i), RequestID: fmt.Sprint(i)}); err != nil || !changed || rec.Version != saves+1 {
+	if rec, changed, err := s.Save(t.Context(), Save{Mailbox: alice, List: nthList(t, i), Author: Author{RequestID: fmt.Sprint(i)}}); err != nil || !changed || rec.Version != saves+1 {
 		t.Errorf("repetition of save %d of %d = %+v, %v, %v; want a new change", i, saves, rec, changed, err)
 	}
 	if read == 0 || read > rememberedChanges+2 {
@@ -443,7 +443,7 @@ func TestUnknownOutcome(t *testing.T) {
 					}
 					return call()
 				})
-				save := Save{Mailbox: alice, List: list(t, "8.8.8.8"), RequestID: requestID, Actor: "admin", Etag: "1-0"}
+				save := Save{Mailbox: alice, List: list(t, "8.8.8.8"), Etag: "1-0", Author: Author{RequestID: requestID, Actor: "admin"}}
 				rec, changed, err := s.Save(t.Context(), save)
 				if !errors.Is(err, tt.err) {
 					t.Fatalf("Save = %v, want %v", err, tt.err)
@@ -482,11 +482,11 @@ func TestUnknownOutcomeAmongOthers(t *testing.T) {
 		}
 		once.Do(func() {
 			err = errors.Join(call(), errWire)
-			mustSave(t, other, Save{Mailbox: alice, List: list(t, "9.9.9.9"), Actor: "other"})
+			mustSave(t, other, Save{Mailbox: alice, List: list(t, "9.9.9.9"), Author: Author{Actor: "other"}})
 		})
 		return err
 	})
-	rec, changed, err := s.Save(t.Context(), Save{Mailbox: alice, List: list(t, "8.8.8.8"), Actor: "admin"})
+	rec, changed, err := s.Save(t.Context(), Save{Mailbox: alice, List: list(t, "8.8.8.8"), Author: Author{Actor: "admin"}})
 	if err != nil || !changed || nets(rec) != "8.8.8.8" || rec.Version != 1 || rec.UpdatedBy != "admin" {
 		t.Errorf("Save = %+v, %v, %v", rec, changed, err)
 	}

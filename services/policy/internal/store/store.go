@@ -158,6 +158,29 @@ func (s *Store) create(ctx context.Context) error {
 	return wrap("creating the store", err)
 }
 
+// RaiseEpoch makes sure that the store's epoch is at least epoch. A higher one says that its history is to be believed
+// although it is behind what sidecars have seen: an operator restored a backup.
+func (s *Store) RaiseEpoch(ctx context.Context, epoch uint64) error {
+	for {
+		h, err := s.head(ctx)
+		if err != nil || h.epoch >= epoch {
+			return err
+		}
+		value, err := proto.Marshal(&storev1.Meta{Format: format, Epoch: epoch, Id: h.id})
+		if err != nil {
+			return fmt.Errorf("encoding meta: %w", err)
+		}
+		opCtx, cancel := context.WithTimeout(ctx, opTimeout)
+		_, err = s.client.Txn(opCtx).
+			If(clientv3.Compare(clientv3.ModRevision(metaKey), "=", h.mod)).
+			Then(clientv3.OpPut(metaKey, string(value))).Commit()
+		cancel()
+		if err != nil {
+			return wrap("raising the epoch", err)
+		}
+	}
+}
+
 // head is what one linearizable read tells about the whole store.
 type head struct {
 	meta
