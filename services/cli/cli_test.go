@@ -6,14 +6,16 @@ import (
 	"encoding/json"
 	"errors"
 	"net"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
-	"go.uber.org/goleak"
+	"github.com/google/uuid"
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -21,6 +23,7 @@ import (
 	"google.golang.org/grpc/status"
 	"google.golang.org/grpc/test/bufconn"
 	"google.golang.org/protobuf/encoding/protojson"
+	"google.golang.org/protobuf/encoding/prototext"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/testing/protocmp"
 	"google.golang.org/protobuf/types/known/durationpb"
@@ -32,35 +35,84 @@ import (
 	"github.com/allowednets/allowednets/internal/rpcerr"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
-
 // services answer every call with what the test put in; they record the last request.
 type services struct {
 	policyv1.UnimplementedPolicyServiceServer
 	checkv1.UnimplementedCheckServiceServer
 
-	request proto.Message
-	allowed *policyv1.AllowedNets
-	changed bool
-	pages   []*policyv1.ListAllowedNetsResponse
-	check   *checkv1.CheckResponse
-	err     error
-	hang    bool
+	set         func(*policyv1.SetAllowedNetsRequest) (*policyv1.SetAllowedNetsResponse, error) // instead of the rest, if not nil
+	request     proto.Message
+	calls       int
+	ids         []string // of the requests that have one
+	allowed     *policyv1.AllowedNets
+	changed     bool
+	superseded  bool
+	pages       []*policyv1.ListAllowedNetsResponse
+	changes     []*policyv1.ListChangesResponse
+	propagation []any // *policyv1.GetPropagationResponse or error, the last one again and again
+	explanation *decisionv1.Decision
+	check       *checkv1.CheckResponse
+	err         error
+	firstErrs   []error // before the answers
+	hang        bool
 }
 
 func (s *services) SetAllowedNets(ctx context.Context, req *policyv1.SetAllowedNetsRequest) (*policyv1.SetAllowedNetsResponse, error) {
+	if s.set != nil {
+		return s.set(req)
+	}
 	s.request = req
-	return &policyv1.SetAllowedNetsResponse{AllowedNets: s.allowed, Changed: s.changed}, s.fail(ctx)
+	return &policyv1.SetAllowedNetsResponse{AllowedNets: s.allowed, Changed: s.changed, Superseded: s.superseded}, s.fail(ctx)
 }
 
 func (s *services) ClearAllowedNets(ctx context.Context, req *policyv1.ClearAllowedNetsRequest) (*policyv1.ClearAllowedNetsResponse, error) {
 	s.request = req
-	return &policyv1.ClearAllowedNetsResponse{AllowedNets: s.allowed, Changed: s.changed}, s.fail(ctx)
+	return &policyv1.ClearAllowedNetsResponse{AllowedNets: s.allowed, Changed: s.changed, Superseded: s.superseded}, s.fail(ctx)
 }
 
 func (s *services) GetAllowedNets(ctx context.Context, req *policyv1.GetAllowedNetsRequest) (*policyv1.GetAllowedNetsResponse, error) {
 	s.request = req
 	return &policyv1.GetAllowedNetsResponse{AllowedNets: s.allowed}, s.fail(ctx)
+}
+
+func (s *services) DeleteMailbox(ctx context.Context, req *policyv1.DeleteMailboxRequest) (*policyv1.DeleteMailboxResponse, error) {
+	s.request = req
+	return &policyv1.DeleteMailboxResponse{AllowedNets: s.allowed, Changed: s.changed, Superseded: s.superseded}, s.fail(ctx)
+}
+
+func (s *services) RenameMailbox(ctx context.Context, req *policyv1.RenameMailboxRequest) (*policyv1.RenameMailboxResponse, error) {
+	s.request = req
+	return &policyv1.RenameMailboxResponse{AllowedNets: s.allowed, Changed: s.changed}, s.fail(ctx)
+}
+
+func (s *services) ExplainAccess(ctx context.Context, req *policyv1.ExplainAccessRequest) (*policyv1.ExplainAccessResponse, error) {
+	s.request = req
+	return &policyv1.ExplainAccessResponse{Decision: s.explanation}, s.fail(ctx)
+}
+
+// ListChanges serves pages as ListAllowedNets does.
+func (s *services) ListChanges(ctx context.Context, req *policyv1.ListChangesRequest) (*policyv1.ListChangesResponse, error) {
+	s.request = req
+	if err := s.fail(ctx); err != nil {
+		return nil, err
+	}
+	page, _ := strconv.Atoi(req.GetPageToken())
+	return s.changes[page], nil
+}
+
+func (s *services) GetPropagation(ctx context.Context, req *policyv1.GetPropagationRequest) (*policyv1.GetPropagationResponse, error) {
+	s.request = req
+	if err := s.fail(ctx); err != nil {
+		return nil, err
+	}
+	next := s.propagation[0]
+	if len(s.propagation) > 1 {
+		s.propagation = s.propagation[1:]
+	}
+	if err, failed := next.(error); failed {
+		return nil, err
+	}
+	return next.(*policyv1.GetPropagationResponse), nil //nolint:errcheck // the tests' own tables
 }
 
 // ListAllowedNets serves pages; the token of page i is its number.
@@ -69,10 +121,7 @@ func (s *services) ListAllowedNets(ctx context.Context, req *policyv1.ListAllowe
 	if err := s.fail(ctx); err != nil {
 		return nil, err
 	}
-	page := 0
-	if req.GetPageToken() != "" {
-		page, _ = strconv.Atoi(req.GetPageToken())
-	}
+	page, _ := strconv.Atoi(req.GetPageToken())
 	return s.pages[page], nil
 }
 
@@ -82,9 +131,18 @@ func (s *services) Check(ctx context.Context, req *checkv1.CheckRequest) (*check
 }
 
 func (s *services) fail(ctx context.Context) error {
+	s.calls++
+	if write, ok := s.request.(interface{ GetRequestId() string }); ok {
+		s.ids = append(s.ids, write.GetRequestId())
+	}
 	if s.hang {
 		<-ctx.Done()
 		return ctx.Err()
+	}
+	if len(s.firstErrs) > 0 {
+		err := s.firstErrs[0]
+		s.firstErrs = s.firstErrs[1:]
+		return err
 	}
 	return s.err
 }
@@ -93,7 +151,7 @@ func (s *services) fail(ctx context.Context) error {
 func start(t *testing.T, s *services) dialer {
 	t.Helper()
 	lis := bufconn.Listen(1 << 20)
-	server := grpc.NewServer()
+	server := grpc.NewServer(grpc.WaitForHandlers(true))
 	policyv1.RegisterPolicyServiceServer(server, s)
 	checkv1.RegisterCheckServiceServer(server, s)
 	served := make(chan error, 1)
@@ -110,15 +168,45 @@ func start(t *testing.T, s *services) dialer {
 	}
 }
 
+// execute runs the program against s, in time that passes at once. Request ids that it makes up become <uuid>.
 func execute(t *testing.T, s *services, stdin string, args ...string) (code int, stdout, stderr string) {
 	t.Helper()
-	var out, errs bytes.Buffer
-	dial := start(t, s)
+	return executeOn(t, terminal{}, s, stdin, args...)
+}
+
+func executeOn(t *testing.T, term terminal, s *services, stdin string, args ...string) (code int, stdout, stderr string) {
+	t.Helper()
 	if !slices.Contains(args, "--tls-ca-file=x") {
-		args = append([]string{"--insecure-plaintext"}, args...)
+		args = slices.Concat([]string{"--insecure-plaintext"}, args)
 	}
-	code = run(t.Context(), args, terminal{in: strings.NewReader(stdin), out: &out, err: &errs}, dial)
-	return code, out.String(), errs.String()
+	var out, errs bytes.Buffer
+	term.in, term.out, term.err = strings.NewReader(stdin), &out, &errs
+	synctest.Test(t, func(t *testing.T) {
+		code = run(t.Context(), args, term, start(t, s))
+	})
+	return code, out.String(), partial.ReplaceAllString(madeUp.ReplaceAllString(errs.String(), "<uuid>"), ".<random>.partial")
+}
+
+var partial = regexp.MustCompile(`\.[0-9]+\.partial`)
+
+var madeUp = regexp.MustCompile(`[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}`)
+
+// givenID is a request id of a caller; those that the program makes up are of version 4.
+const givenID = "0b1f3c1e-8a57-1c42-9f0e-5a3d4f6f7a10"
+
+// checkRequest compares a request with what was expected, which has no request id if the program is to make one up.
+func checkRequest(t *testing.T, want, got proto.Message) {
+	t.Helper()
+	if write, ok := got.(interface{ GetRequestId() string }); ok && !strings.Contains(prototext.Format(want), givenID) {
+		if id, err := uuid.Parse(write.GetRequestId()); err != nil || id.Version() != 4 {
+			t.Errorf("the request id is %q", write.GetRequestId())
+		}
+		got = proto.Clone(got)
+		got.ProtoReflect().Clear(got.ProtoReflect().Descriptor().Fields().ByName("request_id"))
+	}
+	if diff := cmp.Diff(want, got, protocmp.Transform()); diff != "" {
+		t.Errorf("request (-want +got):\n%s", diff)
+	}
 }
 
 func sample() *policyv1.AllowedNets {
@@ -141,16 +229,7 @@ Revision  1-17
 Etag      3-aa
 `
 	fresh := decisionv1.Decision{Verdict: decisionv1.Verdict_VERDICT_DENY, Reason: decisionv1.Reason_REASON_NOT_IN_ALLOWED_NETS, Revision: "1-17"}
-	tests := []struct {
-		name    string
-		fake    services
-		stdin   string
-		args    []string
-		request proto.Message
-		code    int
-		stdout  string
-		stderr  string
-	}{
+	runTable(t, []golden{
 		{
 			name:    "set",
 			fake:    services{allowed: sample(), changed: true},
@@ -169,10 +248,10 @@ Etag      3-aa
 			name:  "set from standard input with everything",
 			fake:  services{allowed: sample()},
 			stdin: "8.8.8.0/24\n2a00:1450::/32\n\xff",
-			args:  []string{"set", "--etag=2-bb", "--request-id=r", "--actor=carol", "--actor-address=192.0.2.1", "alice@example.com", "-"},
+			args:  []string{"set", "--etag=2-bb", "--request-id=" + givenID, "--actor=carol", "--actor-address=192.0.2.1", "alice@example.com", "-"},
 			request: &policyv1.SetAllowedNetsRequest{
 				Mailbox: "alice@example.com", Input: &policyv1.SetAllowedNetsRequest_Text{Text: "8.8.8.0/24\n2a00:1450::/32\n\uFFFD"},
-				Etag: "2-bb", RequestId: "r", Actor: &policyv1.Actor{Id: "carol", Address: "192.0.2.1"},
+				Etag: "2-bb", RequestId: givenID, Actor: &policyv1.Actor{Id: "carol", Address: "192.0.2.1"},
 			},
 			stdout: "Nothing to change: alice@example.com has this list already.\n\n" + entry,
 		},
@@ -323,7 +402,8 @@ Data      never proven current
 		{
 			name: "store unavailable", fake: services{err: rpcerr.New(codes.Unavailable, decisionv1.ErrorReason_ERROR_REASON_STORE_UNAVAILABLE, "the store did not answer")},
 			args: []string{"clear", "alice@example.com"}, code: exitUnavailable,
-			stderr: "allowednets: the store did not answer\nA change may or may not have been saved. Repeating the same command is safe.\n",
+			stderr: strings.Repeat("allowednets: no answer: the store did not answer. Asking again with the same request id.\n", 2) +
+				"allowednets: the store did not answer\nThe change may or may not have been made. To find out, repeat the command with --request-id=<uuid>\n",
 		},
 		{
 			name: "not permitted", fake: services{err: rpcerr.New(codes.PermissionDenied, decisionv1.ErrorReason_ERROR_REASON_CALLER_NOT_PERMITTED, "caller may not")},
@@ -343,7 +423,7 @@ Data      never proven current
 		{
 			name: "a server that hangs", fake: services{hang: true},
 			args: []string{"--timeout=10ms", "get", "alice@example.com"}, code: exitUnavailable,
-			stderr: "allowednets: no answer within 10ms (--timeout). Repeating the same command is safe.\n",
+			stderr: "allowednets: no answer within 10ms (--timeout)\n",
 		},
 		{
 			name: "no such service", args: []string{"check", "--service=ftp", "alice@example.com", "8.8.8.8"}, code: exitUsage,
@@ -363,7 +443,7 @@ Data      never proven current
 		},
 		{
 			name: "no command", args: nil, code: exitUsage,
-			stderr: "allowednets: expected one of \"set\", \"get\", \"clear\", \"list\", \"check\"; allowednets --help shows what there is\n",
+			stderr: "allowednets: expected one of \"set\", \"get\", \"clear\", \"list\", \"history\", ...; allowednets --help shows what there is\n",
 		},
 		{
 			name: "unknown flag", args: []string{"get", "--nets", "a@b"}, code: exitUsage,
@@ -381,11 +461,28 @@ Data      never proven current
 			name: "half of the TLS files", args: []string{"--tls-ca-file=x", "get", "a@b"}, code: exitUsage,
 			stderr: "allowednets: --tls-cert-file, --tls-key-file and --tls-ca-file are all needed (or --insecure-plaintext, on loopback only)\n",
 		},
-	}
+	})
+}
+
+// golden is a run of the program and all that it writes.
+type golden struct {
+	name    string
+	fake    services
+	term    terminal
+	stdin   string
+	args    []string
+	request proto.Message // the last one
+	code    int
+	stdout  string
+	stderr  string
+}
+
+func runTable(t *testing.T, tests []golden) {
+	t.Helper()
 	for i := range tests {
 		tt := &tests[i]
 		t.Run(tt.name, func(t *testing.T) {
-			code, stdout, stderr := execute(t, &tt.fake, tt.stdin, tt.args...)
+			code, stdout, stderr := executeOn(t, tt.term, &tt.fake, tt.stdin, tt.args...)
 			if code != tt.code {
 				t.Errorf("exit code %d, want %d", code, tt.code)
 			}
@@ -396,9 +493,7 @@ Data      never proven current
 				t.Errorf("stderr (-want +got):\n%s", diff)
 			}
 			if tt.request != nil {
-				if diff := cmp.Diff(tt.request, tt.fake.request, protocmp.Transform()); diff != "" {
-					t.Errorf("request (-want +got):\n%s", diff)
-				}
+				checkRequest(t, tt.request, tt.fake.request)
 			}
 		})
 	}
@@ -458,12 +553,5 @@ func TestJSONErrorIsAStatus(t *testing.T) {
 	}
 	if got.Code != int(codes.InvalidArgument) || got.Details[0].Reason != "NETS_INVALID" || got.Details[1].InvalidNets[0].Text != "x" {
 		t.Errorf("status is %s", stderr)
-	}
-}
-
-func TestHelp(t *testing.T) {
-	code, stdout, stderr := execute(t, &services{}, "", "--help")
-	if code != exitOK || stderr != "" || !strings.Contains(stdout, "ALLOWEDNETS_POLICY_ADDRESS") || !strings.Contains(stdout, "Ask a sidecar") {
-		t.Errorf("exit code %d, stderr %q, stdout:\n%s", code, stderr, stdout)
 	}
 }

@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"slices"
@@ -29,27 +28,36 @@ type commandLine struct {
 	Timeout        time.Duration `default:"10s" env:"ALLOWEDNETS_TIMEOUT" help:"How long one call may take."`
 	serve.TLSFlags `embed:"" group:"TLS to the policy service"`
 
-	Set   setCommand   `cmd:"" help:"Replace the list of a mailbox."`
-	Get   getCommand   `cmd:"" help:"Show the list of a mailbox."`
-	Clear clearCommand `cmd:"" help:"Lift the restriction of a mailbox."`
-	List  listCommand  `cmd:"" help:"Show the restricted mailboxes of a domain."`
-	Check checkCommand `cmd:"" help:"Ask a sidecar whether an address may reach a mailbox."`
+	Set         setCommand         `cmd:"" help:"Replace the list of a mailbox."`
+	Get         getCommand         `cmd:"" help:"Show the list of a mailbox."`
+	Clear       clearCommand       `cmd:"" help:"Lift the restriction of a mailbox."`
+	List        listCommand        `cmd:"" help:"Show the restricted mailboxes of a domain."`
+	History     historyCommand     `cmd:"" help:"Show who changed the list of a mailbox, and how."`
+	Explain     explainCommand     `cmd:"" help:"Show what would be decided with the saved list or with a draft."`
+	Check       checkCommand       `cmd:"" help:"Ask a sidecar whether an address may reach a mailbox."`
+	Propagation propagationCommand `cmd:"" help:"Show which sidecars enforce a save."`
+	Delete      deleteCommand      `cmd:"" help:"Say that the account of a mailbox is gone."`
+	Rename      renameCommand      `cmd:"" help:"Give the list of a mailbox to its new name."`
+	Export      exportCommand      `cmd:"" help:"Write all lists as JSON Lines."`
+	Import      importCommand      `cmd:"" help:"Save lists from JSON Lines or from a Dovecot passwd-file."`
+	Completion  completionCommand  `cmd:"" help:"Write a completion script for a shell."`
 }
 
-// writeFlags are common to the commands that change something.
-type writeFlags struct {
-	Etag         string `env:"ALLOWEDNETS_ETAG" help:"Change the list only if its etag still is this one, as get shows it."`
-	RequestID    string `name:"request-id" env:"ALLOWEDNETS_REQUEST_ID" help:"A UUID that makes it safe to repeat the command."`
-	ValidateOnly bool   `env:"ALLOWEDNETS_VALIDATE_ONLY" help:"Run every check and change nothing."`
-	Actor        string `env:"ALLOWEDNETS_ACTOR" help:"Who asks, for the audit record. Default: the name in our certificate."`
-	ActorAddress string `env:"ALLOWEDNETS_ACTOR_ADDRESS" help:"IP address the actor came from, for the audit record."`
-}
+// Help is shown below the description of the program.
+func (commandLine) Help() string {
+	return `
+To begin with:
 
-func (f writeFlags) actor() *policyv1.Actor {
-	if f.Actor == "" && f.ActorAddress == "" {
-		return nil
-	}
-	return &policyv1.Actor{Id: f.Actor, Address: f.ActorAddress}
+	allowednets set alice@example.com 198.51.100.0/24
+	allowednets explain alice@example.com 198.51.100.7
+
+Exit codes of all commands:
+
+	0  done, allowed, or active everywhere
+	1  denied, or refused because of the present state or of missing rights
+	2  wrong usage or refused input; nothing was changed by a single command
+	3  no answer in time, or not yet active everywhere; after a write the outcome may be unknown
+`
 }
 
 // session is one run of the program.
@@ -89,38 +97,20 @@ func call[Request, Response any](s *session, rpc func(context.Context, Request, 
 	return rpc(ctx, req)
 }
 
-type setCommand struct {
-	Mailbox string   `arg:"" help:"local@domain."`
-	Text    []string `arg:"" sep:"none" help:"Addresses and networks, separated by commas, blanks or newlines; - reads them from standard input."`
-	writeFlags
-}
-
-func (c *setCommand) Run(s *session) error {
-	text := strings.Join(c.Text, " ")
-	if text == "-" {
-		input, err := io.ReadAll(io.LimitReader(s.term.in, maxInput+1))
-		if err != nil {
-			return usageError{fmt.Sprintf("reading standard input: %v", err)}
-		}
-		if len(input) > maxInput {
-			return usageError{fmt.Sprintf("standard input is longer than %d octets; no list of networks is", maxInput)}
-		}
-		text = string(input)
-	}
-	return s.policy(func(client policyv1.PolicyServiceClient) error {
-		resp, err := call(s, client.SetAllowedNets, &policyv1.SetAllowedNetsRequest{
-			Mailbox: c.Mailbox, Input: &policyv1.SetAllowedNetsRequest_Text{Text: strings.ToValidUTF8(text, "\uFFFD")},
-			Etag: c.Etag, RequestId: c.RequestID, ValidateOnly: c.ValidateOnly, Actor: c.actor(),
-		})
-		if err != nil {
-			return err
-		}
-		return s.show(resp, func(w io.Writer) { writeSet(w, resp, c.ValidateOnly) })
-	})
-}
-
 type getCommand struct {
 	Mailbox string `arg:"" help:"local@domain."`
+}
+
+// Help is shown below the help line.
+func (*getCommand) Help() string {
+	return `
+Shows the networks, who saved them when, the etag that set --etag takes, and the revision that propagation takes.
+
+	allowednets get alice@example.com
+	allowednets get alice@example.com --output=json
+
+Exit codes: 0 shown, also if the mailbox has no list; 1 not permitted; 2 wrong usage; 3 no answer.
+`
 }
 
 func (c *getCommand) Run(s *session) error {
@@ -133,25 +123,20 @@ func (c *getCommand) Run(s *session) error {
 	})
 }
 
-type clearCommand struct {
-	Mailbox string `arg:"" help:"local@domain."`
-	writeFlags
-}
-
-func (c *clearCommand) Run(s *session) error {
-	return s.policy(func(client policyv1.PolicyServiceClient) error {
-		resp, err := call(s, client.ClearAllowedNets, &policyv1.ClearAllowedNetsRequest{
-			Mailbox: c.Mailbox, Etag: c.Etag, RequestId: c.RequestID, ValidateOnly: c.ValidateOnly, Actor: c.actor(),
-		})
-		if err != nil {
-			return err
-		}
-		return s.show(resp, func(w io.Writer) { writeClear(w, resp, c.ValidateOnly) })
-	})
-}
-
 type listCommand struct {
 	Domain string `arg:"" help:"The domain behind the @."`
+}
+
+// Help is shown below the help line.
+func (*listCommand) Help() string {
+	return `
+Shows every mailbox of the domain that has a list. For all domains, or very many mailboxes, use export.
+
+	allowednets list example.com
+	allowednets list example.com --output=json
+
+Exit codes: 0 shown, also if there is none; 1 not permitted; 2 wrong usage; 3 no answer.
+`
 }
 
 // Run reads all pages. The JSON form is one response with the mailboxes of all of them.
@@ -178,14 +163,78 @@ func (c *listCommand) Run(s *session) error {
 	})
 }
 
-type checkCommand struct {
+// accessFlags name an access.
+type accessFlags struct {
 	Mailbox string `arg:"" help:"local@domain, the authenticated name."`
 	Address string `arg:"" help:"IP address of the client; '' if unknown."`
-	Service string `default:"imap" env:"ALLOWEDNETS_SERVICE" help:"imap, pop3, managesieve, webmail, smtp-submission, local-delivery, caldav, carddav or webdav."`
+	Service string `default:"imap" complete:"service" env:"ALLOWEDNETS_SERVICE" help:"imap, pop3, managesieve, webmail, smtp-submission, local-delivery, caldav, carddav or webdav."`
 }
 
-// errDenied makes the exit code tell the decision, which is already shown.
-var errDenied = errors.New("denied")
+// verdict makes the exit code tell the decision, which is already shown.
+func verdict(d *decisionv1.Decision) error {
+	if d.GetVerdict() != decisionv1.Verdict_VERDICT_ALLOW {
+		return exitError(exitDenied)
+	}
+	return nil
+}
+
+type explainCommand struct {
+	accessFlags
+	Draft *string `placeholder:"TEXT" env:"ALLOWEDNETS_DRAFT" help:"Decide with this list instead of the saved one; '' stands for no list, - reads it from standard input."`
+}
+
+// Help is shown below the help line.
+func (*explainCommand) Help() string {
+	return `
+The policy service decides as a sidecar does, and changes nothing. To ask a sidecar itself, use check.
+
+	allowednets explain alice@example.com 198.51.100.7
+	allowednets explain alice@example.com 198.51.100.7 --service=webmail --draft='198.51.100.0/24, 2001:db8:1::/48'
+
+Exit codes: 0 allowed; 1 denied, or not permitted to ask; 2 wrong usage, or bad entries in the draft; 3 no answer.
+`
+}
+
+func (c *explainCommand) Run(s *session) error {
+	service, err := parseService(c.Service)
+	if err != nil {
+		return err
+	}
+	req := &policyv1.ExplainAccessRequest{Mailbox: c.Mailbox, ClientAddress: c.Address, Service: service}
+	if c.Draft != nil {
+		text, err := s.text(*c.Draft)
+		if err != nil {
+			return err
+		}
+		req.Draft = &policyv1.ExplainAccessRequest_Text{Text: text}
+	}
+	return s.policy(func(client policyv1.PolicyServiceClient) error {
+		resp, err := call(s, client.ExplainAccess, req)
+		if err != nil {
+			return err
+		}
+		if err := s.show(resp, func(w io.Writer) { writeExplanation(w, c.accessFlags, c.Draft != nil, resp.GetDecision()) }); err != nil {
+			return err
+		}
+		return verdict(resp.GetDecision())
+	})
+}
+
+type checkCommand struct {
+	accessFlags
+}
+
+// Help is shown below the help line.
+func (*checkCommand) Help() string {
+	return `
+Asks the sidecar on this machine, exactly as a mail server does, and shows how old its data is.
+
+	allowednets check alice@example.com 198.51.100.7
+	allowednets check alice@example.com 2001:db8:1::7 --service=smtp-submission --sidecar=unix:/run/allowednets/sidecar.sock
+
+Exit codes: 0 allowed; 1 denied; 2 wrong usage; 3 no answer, which a mail server must take for a denial.
+`
+}
 
 func (c *checkCommand) Run(s *session) error {
 	service, err := parseService(c.Service)
@@ -206,13 +255,22 @@ func (c *checkCommand) Run(s *session) error {
 	if err != nil {
 		return err
 	}
-	if err := s.show(resp, func(w io.Writer) { writeCheck(w, c, resp) }); err != nil {
+	if err := s.show(resp, func(w io.Writer) { writeCheck(w, c.accessFlags, resp) }); err != nil {
 		return err
 	}
-	if resp.GetDecision().GetVerdict() != decisionv1.Verdict_VERDICT_ALLOW {
-		return errDenied
+	return verdict(resp.GetDecision())
+}
+
+// serviceNames are the services as people write them.
+func serviceNames() []string {
+	var known []string
+	for i, s := range decisionv1.Service_name {
+		if i != 0 {
+			known = append(known, strings.ToLower(strings.ReplaceAll(strings.TrimPrefix(s, servicePrefix), "_", "-")))
+		}
 	}
-	return nil
+	slices.Sort(known)
+	return known
 }
 
 const servicePrefix = "SERVICE_"
@@ -221,14 +279,7 @@ const servicePrefix = "SERVICE_"
 func parseService(name string) (decisionv1.Service, error) {
 	n, ok := decisionv1.Service_value[servicePrefix+strings.ToUpper(strings.ReplaceAll(name, "-", "_"))]
 	if !ok || n == 0 {
-		var known []string
-		for i, s := range decisionv1.Service_name {
-			if i != 0 {
-				known = append(known, strings.ToLower(strings.ReplaceAll(strings.TrimPrefix(s, servicePrefix), "_", "-")))
-			}
-		}
-		slices.Sort(known)
-		return 0, usageError{fmt.Sprintf("--service %q: there is no such service; there are %s", name, strings.Join(known, ", "))}
+		return 0, usageError{fmt.Sprintf("--service %q: there is no such service; there are %s", name, strings.Join(serviceNames(), ", "))}
 	}
 	return decisionv1.Service(n), nil
 }

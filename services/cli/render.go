@@ -50,12 +50,17 @@ func writeJSON(w io.Writer, m proto.Message) error {
 	return err
 }
 
-func writeSet(w io.Writer, resp *policyv1.SetAllowedNetsResponse, validateOnly bool) {
+// writeSet says what a set did. An answer to a repetition does not tell whether the list is new.
+func writeSet(w io.Writer, resp *policyv1.SetAllowedNetsResponse, validateOnly, repeated bool) {
 	mailbox := printable(resp.GetAllowedNets().GetMailbox())
 	switch {
 	case validateOnly:
 		fmt.Fprintf(w, "The list is valid. Nothing was saved.\n\n")
-	case resp.GetChanged():
+	case resp.GetSuperseded() && repeated:
+		fmt.Fprintf(w, overtaken+" It left this list:\n\n", "Saved", mailbox)
+	case resp.GetSuperseded():
+		fmt.Fprintf(w, superseded+" It left this list:\n\n", mailbox)
+	case resp.GetChanged() || repeated:
 		fmt.Fprintf(w, "Saved. %s can now be reached from these networks only.\n\n", mailbox)
 	default:
 		fmt.Fprintf(w, "Nothing to change: %s has this list already.\n\n", mailbox)
@@ -63,16 +68,48 @@ func writeSet(w io.Writer, resp *policyv1.SetAllowedNetsResponse, validateOnly b
 	writeAllowedNets(w, resp.GetAllowedNets())
 }
 
-func writeClear(w io.Writer, resp *policyv1.ClearAllowedNetsResponse, validateOnly bool) {
+// What a request id once did is no longer in force. superseded: it was given by the caller, and used up long ago. overtaken:
+// our first attempt used it, and somebody was quicker than our repetition.
+const (
+	superseded = "NOTHING WAS DONE: this request id was carried out before, and %s was changed since; see `allowednets get`."
+	overtaken  = "%s, but %s was changed again since; see `allowednets get`."
+)
+
+// lift is one of the ways to end a restriction, in words.
+type lift struct{ could, done, deed string }
+
+func clearing() lift {
+	return lift{deed: "Cleared", could: "The list of %s can be cleared. Nothing was changed.\n", done: "Cleared. %s can now be reached from every address.\n"}
+}
+
+func deletion() lift {
+	return lift{deed: "Deleted", could: "%s can be deleted. Nothing was changed.\n", done: "Deleted. %s has no list any more; its history stays.\n"}
+}
+
+// writeLift says what a clear or a delete did.
+func writeLift(w io.Writer, words lift, resp saveResponse, validateOnly, repeated bool) {
 	mailbox := printable(resp.GetAllowedNets().GetMailbox())
 	switch {
 	case validateOnly:
-		fmt.Fprintf(w, "The list of %s can be cleared. Nothing was changed.\n", mailbox)
-	case resp.GetChanged():
-		fmt.Fprintf(w, "Cleared. %s can now be reached from every address.\n", mailbox)
+		fmt.Fprintf(w, words.could, mailbox)
+	case resp.GetSuperseded() && repeated:
+		fmt.Fprintf(w, overtaken+"\n", words.deed, mailbox)
+	case resp.GetSuperseded():
+		fmt.Fprintf(w, superseded+"\n", mailbox)
+	case resp.GetChanged() || repeated:
+		fmt.Fprintf(w, words.done, mailbox)
 	default:
 		fmt.Fprintf(w, "Nothing to change: %s had no list.\n", mailbox)
 	}
+}
+
+func writeRename(w io.Writer, old string, resp *policyv1.RenameMailboxResponse, repeated bool) {
+	if !resp.GetChanged() && !repeated {
+		fmt.Fprintf(w, "Nothing to change: %s has no list.\n", printable(old))
+		return
+	}
+	fmt.Fprintf(w, "Renamed. %s has no list any more; it is that of %s now:\n\n", printable(old), printable(resp.GetAllowedNets().GetMailbox()))
+	writeAllowedNets(w, resp.GetAllowedNets())
 }
 
 func writeAllowedNets(w io.Writer, a *policyv1.AllowedNets) {
@@ -118,12 +155,8 @@ func writeList(w io.Writer, domain string, resp *policyv1.ListAllowedNetsRespons
 	fmt.Fprintf(w, "\n%s restricted in %s.\n", count(n, "mailbox is", "mailboxes are"), printable(domain))
 }
 
-func writeCheck(w io.Writer, asked *checkCommand, resp *checkv1.CheckResponse) {
+func writeCheck(w io.Writer, asked accessFlags, resp *checkv1.CheckResponse) {
 	d := resp.GetDecision()
-	verdict := "no"
-	if d.GetVerdict() == decisionv1.Verdict_VERDICT_ALLOW {
-		verdict = "yes"
-	}
 	age := "never proven current"
 	if resp.GetDataAge() != nil {
 		age = "proven current " + resp.GetDataAge().AsDuration().Round(time.Millisecond).String() + " ago"
@@ -131,17 +164,33 @@ func writeCheck(w io.Writer, asked *checkCommand, resp *checkv1.CheckResponse) {
 	if d.GetRevision() != "" {
 		age += ", revision " + d.GetRevision()
 	}
+	writeDecision(w, asked, d, [2]string{"Data", age})
+}
+
+func writeExplanation(w io.Writer, asked accessFlags, draft bool, d *decisionv1.Decision) {
+	list := "the saved one, revision " + d.GetRevision()
+	if draft {
+		list = "the draft; nothing was saved"
+	}
+	writeDecision(w, asked, d, [2]string{"List", list})
+}
+
+func writeDecision(w io.Writer, asked accessFlags, d *decisionv1.Decision, basis [2]string) {
+	verdict := "no"
+	if d.GetVerdict() == decisionv1.Verdict_VERDICT_ALLOW {
+		verdict = "yes"
+	}
 	writeRows(w, [][2]string{
 		{"Allowed", verdict + ", " + reason(asked, d)},
 		{"Mailbox", asked.Mailbox},
 		{"Client", asked.Address},
 		{"Service", asked.Service},
-		{"Data", age},
+		basis,
 	})
 }
 
 // reason says in words why a decision was made.
-func reason(asked *checkCommand, d *decisionv1.Decision) string {
+func reason(asked accessFlags, d *decisionv1.Decision) string {
 	switch d.GetReason() {
 	case decisionv1.Reason_REASON_UNRESTRICTED:
 		return "the mailbox is unrestricted: it has no list"

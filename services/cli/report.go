@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -23,6 +24,14 @@ const (
 	exitUnavailable = 3
 )
 
+// exitError ends the program with this exit code; what there is to say has been said.
+type exitError int
+
+func (e exitError) Error() string { return fmt.Sprintf("exit code %d", int(e)) }
+
+// errInterrupted: somebody pressed Ctrl-C, or the process was asked to end.
+var errInterrupted = errors.New("interrupted")
+
 // statusError is the error of an RPC.
 type statusError interface {
 	error
@@ -34,29 +43,44 @@ func report(w io.Writer, flags *commandLine, err error) int {
 	if err == nil {
 		return exitOK
 	}
-	if errors.Is(err, errDenied) {
-		return exitDenied
+	if code, ok := errors.AsType[exitError](err); ok {
+		return int(code)
 	}
 	if usage, ok := errors.AsType[usageError](err); ok {
 		fmt.Fprintln(w, "allowednets: "+printable(usage.text))
 		return exitUsage
 	}
 	rpc, isStatus := errors.AsType[statusError](err)
-	if isStatus {
-		err = rpc // without kong's wrapping, which would repeat itself in the text
-	}
-	st := status.Convert(err)
-	switch {
-	case !isStatus:
+	if !isStatus {
 		fmt.Fprintln(w, "allowednets: "+printable(err.Error()))
-	case flags.Output == "json":
+		return exitUnavailable
+	}
+	st := rpc.GRPCStatus()
+	if flags.Output == "json" {
 		if err := writeJSON(w, st.Proto()); err != nil {
 			fmt.Fprintln(w, "allowednets: "+printable(err.Error()))
 		}
-	default:
-		fmt.Fprint(w, explain(flags, err))
+		return exitCode(st.Code())
+	}
+	fmt.Fprint(w, explain(flags, rpc)) // without kong's wrapping, which would repeat itself in the text
+	if stopped, ok := errors.AsType[*stoppedError](err); ok {
+		fmt.Fprintln(w, "allowednets: "+printable(stopped.advice))
+	}
+	if write, ok := errors.AsType[*unansweredError](err); ok {
+		fmt.Fprintf(w, "The change may or may not have been made. To find out, repeat the command with --request-id=%s\n", printable(write.requestID))
 	}
 	return exitCode(st.Code())
+}
+
+// problem is the text of an error for people, inside another one.
+func problem(err error) string {
+	if errors.Is(err, context.Canceled) || status.Code(err) == codes.Canceled {
+		return errInterrupted.Error()
+	}
+	if st, ok := errors.AsType[statusError](err); ok {
+		return st.GRPCStatus().Message()
+	}
+	return err.Error()
 }
 
 func exitCode(code codes.Code) int {
@@ -81,9 +105,7 @@ func explain(flags *commandLine, err error) string {
 	case why == decisionv1.ErrorReason_ERROR_REASON_NETS_INVALID && rpcerr.Detail[*policyv1.InvalidNets](err) != nil:
 		bad := rpcerr.Detail[*policyv1.InvalidNets](err).GetInvalidNets()
 		say("%s cannot be used. Nothing was saved.", count(len(bad), "entry", "entries"))
-		for _, n := range bad {
-			writeInvalidNet(&b, n)
-		}
+		writeInvalidNets(&b, bad)
 	case why == decisionv1.ErrorReason_ERROR_REASON_NETS_EMPTY:
 		say("the list has no entries. Nothing was saved. To lift the restriction: allowednets clear MAILBOX")
 	case why == decisionv1.ErrorReason_ERROR_REASON_ETAG_MISMATCH:
@@ -91,13 +113,12 @@ func explain(flags *commandLine, err error) string {
 		say("the list was changed in the meantime by %s at %s. Nothing was saved.",
 			printable(meta["updated_by"]), printable(meta["update_time"]))
 		fmt.Fprintf(&b, "Look at it with allowednets get, then repeat with --etag=%s\n", printable(meta["etag"]))
-	case why == decisionv1.ErrorReason_ERROR_REASON_STORE_UNAVAILABLE:
-		say("%s", message)
-		b.WriteString("A change may or may not have been saved. Repeating the same command is safe.\n")
 	case why != decisionv1.ErrorReason_ERROR_REASON_UNSPECIFIED:
 		say("%s", message)
 	case st.Code() == codes.DeadlineExceeded:
-		say("no answer within %s (--timeout). Repeating the same command is safe.", flags.Timeout)
+		say("no answer within %s (--timeout)", flags.Timeout)
+	case st.Code() == codes.Canceled:
+		say("%v", errInterrupted)
 	case st.Code() == codes.Unavailable:
 		say("no answer: %s", message)
 		fmt.Fprintf(&b, "Is the service running, and is this the right place? --policy-address is %s, --sidecar is %s.\n",
@@ -108,15 +129,17 @@ func explain(flags *commandLine, err error) string {
 	return b.String()
 }
 
-// writeInvalidNet shows one bad entry, and what could be pasted in its place.
-func writeInvalidNet(b *strings.Builder, n *policyv1.InvalidNet) {
-	fmt.Fprintf(b, "  entry %d: %s\n", n.GetIndex()+1, printable(n.GetMessage())) // the message quotes the entry
-	if len(n.GetSuggestions()) == 0 {
-		return
+// writeInvalidNets shows each bad entry, and what could be pasted in its place.
+func writeInvalidNets(w io.Writer, bad []*policyv1.InvalidNet) {
+	for _, n := range bad {
+		fmt.Fprintf(w, "  entry %d: %s\n", n.GetIndex()+1, printable(n.GetMessage())) // the message quotes the entry
+		if len(n.GetSuggestions()) == 0 {
+			continue
+		}
+		between := "  or  "
+		if n.GetRefusal() == decisionv1.NetRefusal_NET_REFUSAL_RANGE {
+			between = ", " // the prefixes are the range only together
+		}
+		fmt.Fprintf(w, "    instead: %s\n", printable(strings.Join(n.GetSuggestions(), between)))
 	}
-	between := "  or  "
-	if n.GetRefusal() == decisionv1.NetRefusal_NET_REFUSAL_RANGE {
-		between = ", " // the prefixes are the range only together
-	}
-	fmt.Fprintf(b, "    instead: %s\n", printable(strings.Join(n.GetSuggestions(), between)))
 }
