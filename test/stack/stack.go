@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strings"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
@@ -240,30 +241,59 @@ func (s *Sidecar) Client() (checkv1.CheckServiceClient, *grpc.ClientConn, error)
 	return checkv1.NewCheckServiceClient(conn), conn, nil
 }
 
-// Etcd is a single-node etcd in a process of its own.
+// Etcd is a member of an etcd cluster, often the only one, in a process of its own.
 type Etcd struct {
 	*Process
 	Address, Endpoint string
 }
 
-// StartEtcd builds etcd from the version the tests are pinned to and starts it with an empty store, at an address that is
-// chosen if it is empty. It does not wait until it is ready.
+// StartEtcd starts an etcd with an empty store, at an address that is chosen if it is empty. It does not wait until it is
+// ready.
 func (s *Stack) StartEtcd(ctx context.Context, name, client string) (*Etcd, error) {
-	bin := s.Path("etcd.bin")
-	build := exec.CommandContext(ctx, "go", "build", "-o", bin, "go.etcd.io/etcd/server/v3")
-	if out, err := build.CombinedOutput(); err != nil {
-		return nil, fmt.Errorf("building etcd: %w\n%s", err, out)
-	}
 	var peer string
 	if err := s.chooseAddresses(&client, &peer); err != nil {
 		return nil, err
+	}
+	return s.startMember(ctx, name, client, peer, name, name+"=http://"+peer)
+}
+
+// StartEtcdCluster starts an etcd of several members, with an empty store. It does not wait until it is ready.
+func (s *Stack) StartEtcdCluster(ctx context.Context, name string, members int) ([]*Etcd, error) {
+	clients, peers := make([]string, members), make([]string, members)
+	var initial []string
+	for i := range members {
+		if err := s.chooseAddresses(&clients[i], &peers[i]); err != nil {
+			return nil, err
+		}
+		initial = append(initial, fmt.Sprintf("%s%d=http://%s", name, i, peers[i]))
+	}
+	var cluster []*Etcd
+	for i := range members {
+		member, err := s.startMember(ctx, fmt.Sprintf("%s%d", name, i), clients[i], peers[i], name, strings.Join(initial, ","))
+		if err != nil {
+			return nil, err
+		}
+		cluster = append(cluster, member)
+	}
+	return cluster, nil
+}
+
+// startMember builds etcd from the version the tests are pinned to and starts a member of a cluster, whose id comes from its
+// name and its peers' URLs.
+func (s *Stack) startMember(ctx context.Context, name, client, peer, cluster, initial string) (*Etcd, error) {
+	bin := s.Path("etcd.bin")
+	if _, err := os.Stat(bin); errors.Is(err, fs.ErrNotExist) {
+		build := exec.CommandContext(ctx, "go", "build", "-o", bin, "go.etcd.io/etcd/server/v3")
+		if out, err := build.CombinedOutput(); err != nil {
+			return nil, fmt.Errorf("building etcd: %w\n%s", err, out)
+		}
 	}
 	clientURL, peerURL := "http://"+client, "http://"+peer
 	p, err := s.Start(name, bin, []string{
 		"--name", name, "--data-dir", s.Path(name),
 		"--listen-client-urls", clientURL, "--advertise-client-urls", clientURL,
-		"--listen-peer-urls", peerURL, "--initial-advertise-peer-urls", peerURL, "--initial-cluster", name + "=" + peerURL,
-		"--initial-cluster-token", name, // the cluster's id comes from token and peer URLs
+		"--listen-peer-urls", peerURL, "--initial-advertise-peer-urls", peerURL, "--initial-cluster", initial,
+		"--initial-cluster-token", cluster,
 		"--log-level", "warn",
 	}, nil)
 	if err != nil {
