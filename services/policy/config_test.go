@@ -116,6 +116,10 @@ func TestCommandLinesThatCannotWork(t *testing.T) {
 	}{
 		"unknown flag":         {[]string{"--listn", "x"}, "--listn"},
 		"no number":            {[]string{"--max-nets", "many"}, "--max-nets"},
+		"no collector":         {[]string{"--trace-endpoint", "collector:4317"}, "https://collector:4317"},
+		"collector in plain":   {[]string{"--trace-endpoint", "http://collector:4317"}, "plain text"},
+		"unknown service":      {[]string{"--restrict-services", "imap"}, "--restrict-services: imap"},
+		"no epoch":             {[]string{"--raise-epoch-to", "-1"}, "--raise-epoch-to"},
 		"unknown level":        {[]string{"--log-level", "loud"}, "--log-level"},
 		"unknown format":       {[]string{"--log-format", "xml"}, "--log-format"},
 		"address without port": {[]string{"--listen", "127.0.0.1"}, `--listen="127.0.0.1"`},
