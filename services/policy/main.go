@@ -180,6 +180,7 @@ func (p *process) runWithEtcd(ctx context.Context) error {
 }
 
 func (p *process) runWithStore(ctx context.Context) error {
+	p.store.Log = p.log
 	lists, err := store.Open(ctx, p.store, p.CreateStore)
 	if errors.Is(err, store.ErrNotCreated) {
 		return fmt.Errorf("%w: if this is the first start, give --create-store; otherwise the volume was lost or the endpoints are wrong", err)

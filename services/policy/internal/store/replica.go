@@ -292,6 +292,7 @@ func (r *Replica) follow(ctx context.Context) error {
 	background.Go(func() { begun <- client.Watch(clientv3.WithRequireLeader(ctx), logKey, clientv3.WithRev(from)) })
 
 	var watch clientv3.WatchChan
+	var told time.Time   // when the log last heard that etcd does not answer
 	var behind time.Time // since when the watch is known to be behind
 	for {
 		select {
@@ -316,6 +317,10 @@ func (r *Replica) follow(ctx context.Context) error {
 			}
 			switch state, _ := r.mirror.State(); {
 			case t.err != nil: // tells nothing about the watch
+				if time.Since(told) > tellEvery {
+					told = time.Now()
+					r.log.WarnContext(ctx, "etcd does not answer; sidecars report the age of their data", "error", t.err)
+				}
 			case t.head.version <= state.Version:
 				behind = time.Time{}
 			case behind.IsZero():

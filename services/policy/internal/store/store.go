@@ -12,6 +12,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"log/slog"
 	"time"
 
 	"go.etcd.io/etcd/api/v3/mvccpb"
@@ -36,6 +37,8 @@ const (
 
 	// opTimeout bounds one request to etcd.
 	opTimeout = 5 * time.Second
+	// tellEvery is how often the log is told of something that lasts.
+	tellEvery = 30 * time.Second
 )
 
 // Errors of this package. Callers tell them apart with errors.Is.
@@ -67,6 +70,8 @@ type Config struct {
 	Password  string
 	// DialOptions are added to every connection; tests put faults there.
 	DialOptions []grpc.DialOption
+	// Log is told while etcd does not answer [Open]; nil: nobody is.
+	Log *slog.Logger
 }
 
 // Store reads and writes lists. It is safe for concurrent use.
@@ -106,6 +111,7 @@ func (c Config) dial() (*clientv3.Client, error) {
 		Username:             c.User,
 		Password:             c.Password,
 		DialOptions:          c.DialOptions,
+		DialTimeout:          opTimeout, // of logging in, if there is a user
 		DialKeepAliveTime:    10 * time.Second,
 		DialKeepAliveTimeout: 5 * time.Second,
 		MaxCallRecvMsgSize:   64 << 20,
@@ -119,6 +125,7 @@ func (c Config) dial() (*clientv3.Client, error) {
 
 // identify learns the cluster id and makes sure that there is a store of a format we know.
 func (s *Store) identify(ctx context.Context, create bool) error {
+	var told time.Time
 	for {
 		h, err := s.head(ctx)
 		switch {
@@ -134,6 +141,10 @@ func (s *Store) identify(ctx context.Context, create bool) error {
 			}
 		case !errors.Is(err, ErrUnavailable):
 			return err
+		}
+		if s.cfg.Log != nil && ctx.Err() == nil && time.Since(told) > tellEvery {
+			told = time.Now()
+			s.cfg.Log.WarnContext(ctx, "waiting for etcd", "endpoints", s.cfg.Endpoints, "error", err)
 		}
 		select {
 		case <-ctx.Done():
