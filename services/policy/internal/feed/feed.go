@@ -146,7 +146,7 @@ func (s *Service) sync(rpc grpc.BidiStreamingServer[feedv1.SyncRequest, feedv1.S
 	defer s.connected.Dec()
 	s.cfg.Log.InfoContext(rpc.Context(), "feed stream begins", "sidecar", hello.GetId(), "caller", serve.Caller(rpc.Context()),
 		"version", hello.GetVersion(), "from", st.cursor, "restart", st.restart)
-	st.session = s.cfg.Tracker.Connect(hello.GetId(), serve.Caller(rpc.Context()), st.applied(hello))
+	st.session = s.cfg.Tracker.Connect(hello.GetId(), serve.Caller(rpc.Context()))
 	err = st.run()
 	st.session.Leave(errors.Is(err, errLeft))
 	if errors.Is(err, errLeft) {

@@ -173,14 +173,6 @@ func (st *stream) acknowledge(rev int64) error {
 	return nil
 }
 
-// applied is what the sidecar enforces already, as far as it says something about this store.
-func (st *stream) applied(hello *feedv1.Hello) revision.Token {
-	if st.restart {
-		return revision.Token{}
-	}
-	return revision.Token{Epoch: hello.GetEpoch(), Revision: hello.GetRevision()}
-}
-
 // answerPings answers the newest ping with a read of the store that began after it. A store that does not answer gets no
 // pong, and the sidecar's data ages.
 func (st *stream) answerPings(ctx context.Context) {

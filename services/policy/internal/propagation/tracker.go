@@ -65,9 +65,10 @@ type Session struct {
 	applied revision.Token // guarded by the tracker
 }
 
-// Connect begins a session of a sidecar that enforces the state applied.
-func (t *Tracker) Connect(id, caller string, applied revision.Token) *Session {
-	s := &Session{tracker: t, name: name{id, caller}, since: time.Now(), applied: applied}
+// Connect begins a session. What the sidecar says in its hello does not count: a restart may take back what it has not
+// acknowledged, and the first commit of a stream is acknowledged at once.
+func (t *Tracker) Connect(id, caller string) *Session {
+	s := &Session{tracker: t, name: name{id, caller}, since: time.Now()}
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.sessions[s] = struct{}{}

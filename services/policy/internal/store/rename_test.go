@@ -150,6 +150,68 @@ func TestRenameInterrupted(t *testing.T) {
 	}
 }
 
+// TestRenameInterruptedAndTargetEdited: after To got the list and before From lost it, somebody saves To. A repetition must not
+// undo that.
+func TestRenameInterruptedAndTargetEdited(t *testing.T) {
+	for name, tt := range map[string]struct {
+		alice, alicia string // saved in between; empty: nothing
+		want          string // of alicia; empty: refused
+	}{
+		"To":   {"", "9.9.9.9", "9.9.9.9"},
+		"both": {"1.1.1.1", "9.9.9.9", ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := newRenaming(t)
+			ctx, cancel := context.WithCancel(t.Context())
+			n := 0
+			r.wire.OnCall(func(_ context.Context, req, _ any, call func() error) error {
+				if isWrite(req) {
+					if n++; n == 2 {
+						cancel()
+						return context.Canceled
+					}
+				}
+				return call()
+			})
+			if _, _, err := r.s.Rename(ctx, Rename{From: r.alice, To: r.alicia, Author: Author{RequestID: "rename"}}); err == nil {
+				t.Fatal("it was not cut")
+			}
+			r.wire.OnCall(nil)
+			mustSave(t, r.other, Save{Mailbox: r.alicia, List: list(t, tt.alicia)})
+			if tt.alice != "" {
+				mustSave(t, r.other, Save{Mailbox: r.alice, List: list(t, tt.alice)})
+			}
+			_, _, err := r.rename()
+			if tt.want == "" {
+				if !errors.Is(err, ErrTargetRestricted) {
+					t.Errorf("completed: %v", err)
+				}
+				r.lists(tt.alice, tt.alicia)
+				return
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			r.lists("", tt.want)
+		})
+	}
+}
+
+// TestRenameWithAUsedRequestID: the id of another change must not be taken for the rename's own.
+func TestRenameWithAUsedRequestID(t *testing.T) {
+	for _, side := range []string{"alice@example.com", "alicia@example.com"} {
+		t.Run(side, func(t *testing.T) {
+			r := newRenaming(t)
+			mustSave(t, r.other, Save{Mailbox: mailbox(t, side), List: list(t, "9.9.9.9"), Author: Author{RequestID: "rename"}})
+			before := contents(t, r.e)
+			if _, _, err := r.rename(); !errors.Is(err, ErrRequestIDReused) {
+				t.Errorf("Rename = %v", err)
+			}
+			unchanged(t, r.e, before)
+		})
+	}
+}
+
 // TestRenameAgainstEdits saves the old name in the middle of a rename: what was saved moves along.
 func TestRenameAgainstEdits(t *testing.T) {
 	r := newRenaming(t)

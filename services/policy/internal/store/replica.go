@@ -306,6 +306,9 @@ func (r *Replica) follow(ctx context.Context) error {
 			if err := resp.Err(); err != nil {
 				return r.watchEnded(ctx, err)
 			}
+			if id := resp.Header.ClusterId; id != r.store.cluster {
+				return fmt.Errorf("watching: %w: cluster %x, not %x", ErrForeign, id, r.store.cluster)
+			}
 			for _, event := range resp.Events {
 				if err := r.applyNext(event); err != nil {
 					return err

@@ -107,6 +107,8 @@ type snapshot struct {
 
 type change struct {
 	requestID string
+	kind      policyv1.ChangeKind
+	other     string // mailbox of a rename
 	after     Record
 }
 
@@ -162,7 +164,7 @@ func (s *Store) readChanges(ctx context.Context, rec Record, at int64) ([]change
 		if err != nil {
 			return nil, err
 		}
-		changes = append(changes, change{requestID: c.GetRequestId(), after: after})
+		changes = append(changes, change{requestID: c.GetRequestId(), kind: c.GetKind(), other: c.GetOtherMailbox(), after: after})
 	}
 	return changes, nil
 }
@@ -229,6 +231,9 @@ func (s *Store) write(ctx context.Context, save Save, snap snapshot) (rec Record
 	).Commit()
 	if err != nil {
 		return Record{}, false, wrap("saving", err)
+	}
+	if resp.Header.ClusterId != s.cluster {
+		return Record{}, false, fmt.Errorf("saving: %w: cluster %x, not %x", ErrForeign, resp.Header.ClusterId, s.cluster)
 	}
 	rec.Revision = resp.Header.Revision
 	return rec, resp.Succeeded, nil
