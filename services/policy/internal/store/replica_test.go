@@ -952,16 +952,9 @@ func TestCompaction(t *testing.T) {
 				put(t, w.etcd, "unrelated", nil)
 			}
 			w.etcd.Compact(t.Context())
-			var begun atomic.Int64
-			w.wire.OnRecv(func(_ context.Context, msg any, recv func() error) error {
-				err := recv()
-				if watch, ok := msg.(*pb.WatchResponse); ok && err == nil && watch.GetCreated() {
-					begun.Add(1)
-				}
-				return err
-			})
+			rewatched := w.rewatched()
 			w.wire.OnCall(nil)
-			until(t, "another watch", func() bool { return begun.Load() > 0 })
+			rewatched()
 			w.await()
 			w.save(5)
 			w.await()
@@ -992,30 +985,47 @@ func TestCompaction(t *testing.T) {
 		w := newWorld(t)
 		w.save(20)
 		w.start(quick).await()
-		var told, begun atomic.Int64
-		w.wire.OnRecv(func(_ context.Context, msg any, recv func() error) error {
-			err := recv()
-			if watch, ok := msg.(*pb.WatchResponse); ok && err == nil {
-				if watch.GetCompactRevision() > 0 {
-					told.Add(1)
-				} else if watch.GetCreated() && told.Load() > 0 {
-					begun.Add(1)
-				}
-			}
-			return err
-		})
 		for range 3 {
 			put(t, w.etcd, "unrelated", nil)
 		}
 		w.etcd.Compact(t.Context())
+		rewatched := w.rewatched()
 		w.etcd.Restart()
-		until(t, "another watch", func() bool { return begun.Load() > 0 })
+		rewatched()
 		w.save(5)
 		w.await()
 		if loads := w.loads(); len(loads) != 1 || loads["start"] != 1 {
 			t.Errorf("loads %v", loads)
 		}
 	})
+}
+
+// rewatched mends the wire and returns a function that waits for a new watch that stays: one at a compacted revision is
+// confirmed too, and then ended.
+func (w *world) rewatched() (wait func()) {
+	w.t.Helper()
+	var mu sync.Mutex
+	var begun time.Time
+	w.wire.OnRecv(func(_ context.Context, msg any, recv func() error) error {
+		err := recv()
+		watch, ok := msg.(*pb.WatchResponse)
+		mu.Lock()
+		defer mu.Unlock()
+		if ok && err == nil && watch.GetCreated() {
+			begun = time.Now()
+		} else if ok {
+			begun = time.Time{}
+		}
+		return err
+	})
+	return func() {
+		w.t.Helper()
+		until(w.t, "another watch", func() bool {
+			mu.Lock()
+			defer mu.Unlock()
+			return !begun.IsZero() && time.Since(begun) > 10*quick.Retry
+		})
+	}
 }
 
 // TestBarrier: it returns a state that has every save that was acknowledged before the call.
