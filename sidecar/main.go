@@ -105,7 +105,7 @@ func build(ctx context.Context, cfg config, log *slog.Logger) (_ *process, err e
 	if err := p.listen(ctx); err != nil {
 		return nil, err
 	}
-	p.registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	p.registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), cfg.TLSCollector())
 	feed := mirror.Config{
 		ID: cfg.ID, Version: version(), AcceptCluster: cfg.acceptCluster,
 		Dial: mirror.Dialer(cfg.PolicyAddress, cfg.credentials), Log: log, Metrics: p.registry,

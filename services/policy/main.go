@@ -104,7 +104,7 @@ func newProcess(cfg config, log *slog.Logger) *process {
 		config: cfg, log: log, registry: prometheus.NewRegistry(),
 		mirror: store.NewMirror(), tracker: propagation.NewTracker(), name: replicaName(),
 	}
-	p.registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	p.registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), cfg.TLSCollector())
 	return p
 }
 

@@ -513,6 +513,15 @@ func doors(t *testing.T, w *world) {
 	w.fires(t, "AllowedNetsRestarting", sidecar.Admin)
 	w.useFiles(t, sidecar)
 	w.fires(t, "AllowedNetsFileDescriptors", sidecar.Admin)
+	// A rotation that forgets the key, and one that comes late.
+	if err := os.Remove(w.Path("tls/" + stack.SidecarName + "-key.pem")); err != nil {
+		t.Fatal(err)
+	}
+	w.fires(t, "AllowedNetsTLSFilesUnusable", sidecar.Admin)
+	if _, err := w.Authority.IssueUntil(time.Now().Add(6*24*time.Hour), stack.SidecarName); err != nil {
+		t.Fatal(err)
+	}
+	w.fires(t, "AllowedNetsCertificateExpires", sidecar.Admin)
 }
 
 // stolen returns a client of the policy service with a sidecar's certificate.

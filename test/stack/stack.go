@@ -58,6 +58,8 @@ func Root() (string, error) {
 type Stack struct {
 	dir, bin string
 
+	// Authority issued all certificates, and may issue others.
+	Authority *Authority
 	// Admin are the files of the administrator's certificate.
 	Admin           serve.TLSFlags
 	policy, sidecar serve.TLSFlags
@@ -84,14 +86,14 @@ func New(dir, bin string) (*Stack, error) {
 	if err := os.WriteFile(s.callers, []byte(callers), 0o600); err != nil {
 		return nil, err
 	}
-	authority, err := NewAuthority(filepath.Join(dir, "tls"))
-	if err != nil {
+	var err error
+	if s.Authority, err = NewAuthority(filepath.Join(dir, "tls")); err != nil {
 		return nil, err
 	}
 	var errPolicy, errSidecar, errAdmin error
-	s.policy, errPolicy = authority.Issue(policyName, "127.0.0.1")
-	s.sidecar, errSidecar = authority.Issue(SidecarName)
-	s.Admin, errAdmin = authority.Issue(AdminName)
+	s.policy, errPolicy = s.Authority.Issue(policyName, "127.0.0.1")
+	s.sidecar, errSidecar = s.Authority.Issue(SidecarName)
+	s.Admin, errAdmin = s.Authority.Issue(AdminName)
 	return s, errors.Join(errPolicy, errSidecar, errAdmin)
 }
 
