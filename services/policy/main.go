@@ -53,6 +53,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	parser, err := kong.New(&f,
 		kong.Name("allowednets-policy"),
 		kong.Description("Keeps the lists of allowed nets and streams them to the sidecars. Flags can also be given as ALLOWEDNETS_… in the environment."),
+		kong.Vars{"version": serve.Version()},
 		kong.Writers(stdout, stderr),
 		kong.Exit(func(c int) { code = c }),
 	)
