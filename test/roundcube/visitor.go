@@ -85,6 +85,7 @@ func (v *Visitor) Post(ctx context.Context, target string, form url.Values) (Pag
 
 var (
 	environment = regexp.MustCompile(`rcmail\.set_env\((\{.*\})\);`)                               //nolint:gochecknoglobals // constant
+	errorText   = regexp.MustCompile(`<div class="error-text">([^<]*)</div>`)                      //nolint:gochecknoglobals // constant
 	inPage      = regexp.MustCompile(`rcmail\.display_message\(("(?:[^"\\]|\\.)*")`)               //nolint:gochecknoglobals // constant
 	inScript    = regexp.MustCompile(`this\.display_message\(("(?:[^"\\]|\\.)*"),"(?:error|warn)`) //nolint:gochecknoglobals // constant
 )
@@ -130,6 +131,9 @@ func (v *Visitor) parse(page *Page) error {
 		var message string
 		errs = append(errs, json.Unmarshal([]byte(match[1]), &message))
 		page.Messages = append(page.Messages, message)
+	}
+	if match := errorText.FindStringSubmatch(page.Body); match != nil {
+		page.Messages = append(page.Messages, match[1])
 	}
 	if match := environment.FindStringSubmatch(scripts); match != nil {
 		var env struct {

@@ -196,11 +196,17 @@ class allowednets extends rcube_plugin
         }
         return match ($answer) {
             allowednets_answer::Deny => $this->gettext(['name' => 'denied', 'vars' => ['address' => rcube::Q($this->address())]]),
-            allowednets_answer::NoMailbox => $this->gettext([
-                'name' => 'nomailbox', 'vars' => ['name' => rcube::Q(mb_strimwidth($name, 0, 80, '…'))],
-            ]),
+            allowednets_answer::NoMailbox => $this->gettext(['name' => 'nomailbox', 'vars' => ['name' => self::quote($name)]]),
             default => $this->gettext('noanswer'),
         };
+    }
+
+    /**
+     * A name as somebody typed it, in one short line of HTML.
+     */
+    private static function quote(string $name): string
+    {
+        return rcube::Q(mb_strimwidth(preg_replace('/[[:cntrl:]]+/u', ' ', mb_scrub($name)), 0, 80, '…'));
     }
 
     private function cache_key(string $user): string
@@ -223,8 +229,8 @@ class allowednets extends rcube_plugin
         $rcmail = rcmail::get_instance();
         $rcmail->kill_session();
         $rcmail->output->show_message($text, 'error', null, true, -1);
-        if ($rcmail->output->type !== 'html') {
-            $_SESSION['allowednets_text'] = $text; // the script goes to the login page by itself, seconds later
+        if (!$this->is_whole_page()) {
+            $_SESSION['allowednets_text'] = $text; // Roundcube's script goes to the login page by itself, seconds later
         }
         $this->be_login_page();
     }
@@ -236,12 +242,19 @@ class allowednets extends rcube_plugin
     {
         $rcmail = rcmail::get_instance();
         $text = $_SESSION['allowednets_text'] ?? '';
-        if ($text !== '' && $rcmail->output->type === 'html') {
-            unset($_SESSION['allowednets_text']);
+        if ($text !== '' && $this->is_whole_page()) {
             $rcmail->session->remove('allowednets_text');
             $rcmail->output->show_message($text, 'error', null, true, -1);
             $this->be_login_page();
         }
+    }
+
+    /**
+     * Whether the answer is a page of its own: neither one inside another nor one for a script.
+     */
+    private function is_whole_page(): bool
+    {
+        return rcmail::get_instance()->output->type === 'html' && empty($_REQUEST['_framed']);
     }
 
     /**
