@@ -166,9 +166,11 @@ func (w *webmailWorld) testNames(t *testing.T) {
 			if got := w.lookups(t); len(got) != 0 {
 				t.Errorf("Dovecot looked up %q", got)
 			}
-			page := logIn(t, roundcube.NewVisitor(), w.at(t, c.site, inside), c.typed, right)
-			if got := w.lookups(t); !page.In() && !strings.HasSuffix(c.typed, ".") { // Dovecot knows no name with a trailing dot
-				t.Errorf("inside: %s; Dovecot looked up %q", page, got)
+			if strings.HasSuffix(c.typed, ".") {
+				return // Dovecot knows no such name
+			}
+			if page := logIn(t, roundcube.NewVisitor(), w.at(t, c.site, inside), c.typed, right); !page.In() {
+				t.Errorf("inside: %s", page)
 			}
 		})
 	}
@@ -204,7 +206,7 @@ func (w *webmailWorld) testNames(t *testing.T) {
 		if page := visit(t, v, w.at(t, site, inside)+list); !strings.Contains(page.Body, "Lunch") {
 			t.Errorf("inside: %s", page.Body)
 		}
-		if page := visit(t, v, w.at(t, site, outside)+list); strings.Contains(page.Body, "Lunch") {
+		if page := visit(t, v, w.at(t, site, outside)+list); strings.Contains(page.Body, "Lunch") || !slices.Contains(page.Messages, "Connection to storage server failed.") {
 			t.Errorf("a session of an alias went outside and reads on: %s", page.Body)
 		}
 		denied := `"client_address":"` + outside + `","service":"webmail"`

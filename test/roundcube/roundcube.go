@@ -119,7 +119,7 @@ location ~ \.php$ {
 }
 `
 
-// Start starts PHP-FPM and nginx as processes of s, with the sites, and waits until they listen.
+// Start starts PHP-FPM and nginx as processes of s, with at least one site, and waits until they listen.
 func Start(ctx context.Context, s *stack.Stack, name string, sites ...Site) (*Server, error) {
 	root, err := stack.Root()
 	if err != nil {
@@ -135,7 +135,8 @@ func Start(ctx context.Context, s *stack.Stack, name string, sites ...Site) (*Se
 	if err := r.install(integration); err != nil {
 		return nil, errors.Join(err, r.Remove())
 	}
-	http := "http {\n  access_log off;\n  include /etc/nginx/mime.types;\n"
+	var http strings.Builder
+	http.WriteString("http {\n  access_log off;\n  include /etc/nginx/mime.types;\n")
 	for _, site := range sites {
 		var l listeners
 		for _, address := range []*string{&l.proxied, &l.forwarded} {
@@ -148,12 +149,23 @@ func Start(ctx context.Context, s *stack.Stack, name string, sites ...Site) (*Se
 		if err != nil {
 			return nil, errors.Join(err, r.Remove())
 		}
-		http += fmt.Sprintf(siteConfiguration, config, l.proxied, l.forwarded)
+		fmt.Fprintf(&http, siteConfiguration, config, l.proxied, l.forwarded)
 	}
-	return r, errors.Join(r.start(ctx, name, http+"}\n", filepath.Join(integration, "real-ip.conf")))
+	http.WriteString("}\n")
+	if err := r.startPHP(ctx, name+"-fpm"); err != nil {
+		return nil, errors.Join(err, r.Remove())
+	}
+	conf := strings.NewReplacer(
+		"include site.conf;", "include "+filepath.Join(r.dir, "site.conf")+";",
+		"include real-ip.conf;", "include "+filepath.Join(integration, "real-ip.conf")+";",
+	).Replace(http.String())
+	if r.nginx, err = nginx.Start(ctx, s, name+"-nginx", conf, r.sites[sites[0].Name].forwarded); err != nil {
+		return nil, errors.Join(err, r.Remove())
+	}
+	return r, nil
 }
 
-func (r *Server) start(ctx context.Context, name, http, realIP string) error {
+func (r *Server) startPHP(ctx context.Context, name string) error {
 	conf := filepath.Join(r.dir, "fpm.conf")
 	if err := os.WriteFile(conf, fmt.Appendf(nil, fpmConfiguration, r.dir, runsAs), 0o644); err != nil {
 		return err
@@ -162,25 +174,16 @@ func (r *Server) start(ctx context.Context, name, http, realIP string) error {
 	if err != nil {
 		return err
 	}
-	if r.fpm, err = r.stack.Start(name+"-fpm", path, []string{"--nodaemonize", "--fpm-config", conf}, nil); err != nil {
+	if r.fpm, err = r.stack.Start(name, path, []string{"--nodaemonize", "--fpm-config", conf}, nil); err != nil {
 		return err
 	}
-	err = r.fpm.AwaitReady(ctx, func(ctx context.Context) error {
+	return r.fpm.AwaitReady(ctx, func(ctx context.Context) error {
 		conn, err := (&net.Dialer{}).DialContext(ctx, "unix", filepath.Join(r.dir, "fpm.sock"))
 		if err != nil {
 			return err
 		}
 		return conn.Close()
 	})
-	if err != nil {
-		return err
-	}
-	for _, l := range r.sites {
-		include := strings.NewReplacer("include site.conf;", "include "+r.dir+"/site.conf;", "include real-ip.conf;", "include "+realIP+";")
-		r.nginx, err = nginx.Start(ctx, r.stack, name+"-nginx", include.Replace(http), l.forwarded)
-		return err
-	}
-	return errors.New("no sites")
 }
 
 // install makes a tree of links to the installed program, with a folder of plugins of its own.
@@ -188,7 +191,7 @@ func (r *Server) install(integration string) error {
 	at := func(path ...string) string { return filepath.Join(append([]string{r.dir}, path...)...) }
 	index := "<?php\ndefine('INSTALL_PATH', realpath(__DIR__ . '/..') . '/');\ninclude INSTALL_PATH . 'index.php';\n"
 	errs := []error{
-		os.Chmod(r.dir, 0o755), //nolint:gosec // PHP must get in
+		os.Chmod(r.dir, 0o755), // PHP must get in
 		os.Mkdir(at("public_html"), 0o755), os.Mkdir(at("plugins"), 0o755),
 		os.WriteFile(at("public_html", "index.php"), []byte(index), 0o644),
 		os.WriteFile(at("site.conf"), fmt.Appendf(nil, siteInclude, r.dir), 0o644),

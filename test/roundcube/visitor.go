@@ -84,10 +84,10 @@ func (v *Visitor) Post(ctx context.Context, target string, form url.Values) (Pag
 }
 
 var (
-	environment = regexp.MustCompile(`rcmail\.set_env\((\{.*\})\);`)                               //nolint:gochecknoglobals // constant
-	errorText   = regexp.MustCompile(`<div class="error-text">([^<]*)</div>`)                      //nolint:gochecknoglobals // constant
-	inPage      = regexp.MustCompile(`rcmail\.display_message\(("(?:[^"\\]|\\.)*")`)               //nolint:gochecknoglobals // constant
-	inScript    = regexp.MustCompile(`this\.display_message\(("(?:[^"\\]|\\.)*"),"(?:error|warn)`) //nolint:gochecknoglobals // constant
+	environment = regexp.MustCompile(`rcmail\.set_env\((\{.*\})\);`)
+	errorText   = regexp.MustCompile(`<div class="error-text">([^<]*)</div>`)
+	inPage      = regexp.MustCompile(`rcmail\.display_message\(("(?:[^"\\]|\\.)*")`)
+	inScript    = regexp.MustCompile(`this\.display_message\(("(?:[^"\\]|\\.)*"),"(?:error|warn)`)
 )
 
 func (v *Visitor) do(ctx context.Context, method, target string, form url.Values) (Page, error) {
