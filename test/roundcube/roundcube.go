@@ -199,7 +199,7 @@ func (r *Server) install(integration string) error {
 	}
 	for link, target := range map[string]string{
 		"index.php": installed + "/index.php", "program": installed + "/program", "SQL": installed + "/SQL", "skins": installed + "/skins",
-		"config": configured, "public_html/program": installed + "/program", "public_html/skins": installed + "/skins", "public_html/plugins": at("plugins"),
+		"public_html/program": installed + "/program", "public_html/skins": installed + "/skins", "public_html/plugins": at("plugins"),
 		"plugins/jqueryui": installed + "/plugins/jqueryui", "plugins/filesystem_attachments": installed + "/plugins/filesystem_attachments",
 	} {
 		errs = append(errs, os.Symlink(target, at(link)))

@@ -30,7 +30,7 @@ class allowednets extends rcube_plugin
     public function onload(): void
     {
         $this->load_config();
-        $config = rcmail::get_instance()->config;
+        $config = rcube::get_instance()->config;
         $this->sidecar = new allowednets_sidecar(
             (string) $config->get('allowednets_sidecar', 'http://127.0.0.1:7480'),
             (string) $config->get('allowednets_token', ''),
