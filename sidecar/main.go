@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/alecthomas/kong"
+	authv3 "github.com/envoyproxy/go-control-plane/envoy/service/auth/v3"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"golang.org/x/sync/errgroup"
@@ -135,12 +136,18 @@ func build(ctx context.Context, cfg config, log *slog.Logger) (_ *process, err e
 		Credentials: insecure.NewCredentials(), // the listeners are a unix socket and loopback
 		Log:         log, Metrics: p.registry,
 		Workers: uint32(4 * runtime.GOMAXPROCS(0)),
-	}, func(r grpc.ServiceRegistrar) { checkv1.RegisterCheckServiceServer(r, p.checks) })
+	}, func(r grpc.ServiceRegistrar) {
+		checkv1.RegisterCheckServiceServer(r, p.checks)
+		authv3.RegisterAuthorizationServer(r, check.NewEnvoy(check.EnvoyConfig{
+			Decider: decider, Faults: faults, MailboxFrom: cfg.mailboxFrom, DenialText: cfg.DenialText, TrustedProxies: cfg.trustedProxies,
+		}))
+	})
 	if err != nil {
 		return nil, err
 	}
 	web := check.HTTPConfig{
 		Decider: decider, Faults: faults, Log: log, DenialText: cfg.DenialText, TrustedProxies: cfg.trustedProxies,
+		NginxBackends: cfg.nginxBackends,
 	}
 	p.local = check.NewHTTP(web)
 	web.Token = cfg.token

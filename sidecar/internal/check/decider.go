@@ -146,6 +146,17 @@ func (d *Decider) Decide(ctx context.Context, r Request) (Decision, error) {
 	return dec, nil
 }
 
+// Exempts reports whether the lists do not apply to a service, so that a request in whose name nobody has logged in yet may
+// pass. It counts as a decision if so.
+func (d *Decider) Exempts(svc decisionv1.Service) bool {
+	restricted, known := d.cfg.Scope.Restricts(svc)
+	if restricted || !known {
+		return false
+	}
+	d.decisions[svc][decisionv1.Reason_REASON_SERVICE_EXEMPT].Inc()
+	return true
+}
+
 // await returns the state once it includes the save that a token names. What is exempt does not depend on any save, so
 // nothing is waited for then.
 func (d *Decider) await(ctx context.Context, token string, restricted bool) (*mirror.State, error) {
