@@ -4,9 +4,9 @@ import (
 	"bufio"
 	"context"
 	"encoding/base64"
-	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -340,6 +340,22 @@ func TestNginxAuthRequest(t *testing.T) {
 			t.Errorf("DAV: %d %q", got.code, got.body)
 		}
 	})
+	t.Run("nothing of the client's goes to the sidecar", func(t *testing.T) {
+		standIn := startUpstream(t)
+		address, _ := start("nginx-recorded", &stack.Sidecar{HTTP: standIn.address}, "")
+		visit{method: "POST", path: "/webmail/", user: alice, body: "secret", headers: []string{
+			"Cookie: session=1", "X-Api-Key: 2", "X-Allowednets-Service: caldav", xff(inside), xff(outside),
+		}}.to(t, address)
+		seen := standIn.take()
+		if len(seen) != 1 {
+			t.Fatalf("%d questions", len(seen))
+		}
+		names := slices.Sorted(maps.Keys(seen[0].Header))
+		want := []string{"Connection", "X-Allowednets-Client", "X-Allowednets-Mailbox", "X-Allowednets-Service", "X-Forwarded-For"}
+		if !slices.Equal(names, want) || seen[0].ContentLength != 0 || seen[0].RequestURI != "/nginx/auth" || seen[0].Header.Get("X-Forwarded-For") != inside+", "+outside {
+			t.Errorf("%s %s %v", seen[0].Method, seen[0].RequestURI, seen[0].Header)
+		}
+	})
 	t.Run("logs", func(t *testing.T) {
 		checkLogs(t, map[string]interface{ Log() (string, error) }{"nginx": sidecarNginx, "nginx with realip": realNginx, "sidecar": w.sidecar})
 	})
@@ -407,9 +423,6 @@ func awaitListens(t *testing.T, address string) {
 	}
 }
 
-var _ = slices.Contains[[]string]
-var _ = errors.Join
-
 // readResponse reads one answer.
 func readResponse(conn net.Conn, method string) (page, error) {
 	resp, err := http.ReadResponse(bufio.NewReader(conn), &http.Request{Method: method})
@@ -422,4 +435,4 @@ func readResponse(conn net.Conn, method string) (page, error) {
 }
 
 // oddPassword has what a protocol could stumble over.
-const oddPassword = `p%41 "a\ß&+@:`
+const oddPassword = `p%41 "a\ß&+@`
