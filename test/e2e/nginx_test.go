@@ -210,7 +210,7 @@ func TestNginxAuthRequest(t *testing.T) {
 	}
 	start := func(name string, sidecar *stack.Sidecar, more string) (string, *nginx.Server) {
 		address := freeAddress(t, w.Stack)
-		conf := "http {\naccess_log /dev/stderr;\n" + published(t, "allowednets-http.conf") + more + published(t, "webmail.conf",
+		conf := "http {\naccess_log /dev/stderr;\n" + published(t, "allowednets-http.conf", "/var/log/nginx/error.log", "stderr") + more + published(t, "webmail.conf",
 			"listen       80;", "listen "+address+";", "127.0.0.1:7480", sidecar.HTTP, "127.0.0.1:8000", up.address) + "}\n"
 		return address, startNginx(t, w.Stack, name, conf, address)
 	}
@@ -338,6 +338,15 @@ func TestNginxAuthRequest(t *testing.T) {
 		}
 		if got := (visit{path: "/dav/", user: bob}).to(t, address); got.code != 200 {
 			t.Errorf("DAV: %d %q", got.code, got.body)
+		}
+	})
+	t.Run("two names", func(t *testing.T) {
+		up.take()
+		v := visit{path: "/webmail/", user: bob, headers: []string{
+			"Authorization: Basic " + base64.StdEncoding.EncodeToString([]byte(alice+":"+right)), xff(outside),
+		}}
+		if got := v.to(t, bySidecar); got.code != 400 || len(up.take()) != 0 {
+			t.Errorf("%d", got.code)
 		}
 	})
 	t.Run("nothing of the client's goes to the sidecar", func(t *testing.T) {
