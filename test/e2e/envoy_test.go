@@ -11,7 +11,6 @@ import (
 
 	bootstrapv3 "github.com/envoyproxy/go-control-plane/envoy/config/bootstrap/v3"
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
-	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 	extauthzv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/ext_authz/v3"
 	jwtv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/jwt_authn/v3"
 	routerv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/router/v3"
@@ -119,7 +118,7 @@ func TestEnvoyConfiguration(t *testing.T) {
 func perRoute(t *testing.T, manager *hcmv3.HttpConnectionManager, path string) *extauthzv3.ExtAuthzPerRoute {
 	t.Helper()
 	for _, r := range manager.GetRouteConfig().GetVirtualHosts()[0].GetRoutes() {
-		if strings.HasPrefix(path, r.GetMatch().GetPathSpecifier().(*routev3.RouteMatch_Prefix).Prefix) {
+		if strings.HasPrefix(path, r.GetMatch().GetPrefix()) {
 			return unpack(t, r.GetTypedPerFilterConfig()["envoy.filters.http.ext_authz"], new(extauthzv3.ExtAuthzPerRoute))
 		}
 	}

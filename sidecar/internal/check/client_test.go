@@ -118,7 +118,7 @@ func FuzzClient(f *testing.F) {
 func model(peer string, forwarded []string) string {
 	way := []string{}
 	if len(forwarded) > 0 {
-		for _, hop := range strings.Split(strings.Join(forwarded, ","), ",") {
+		for hop := range strings.SplitSeq(strings.Join(forwarded, ","), ",") {
 			way = append(way, strings.Trim(hop, " \t"))
 		}
 	}
