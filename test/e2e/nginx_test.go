@@ -130,33 +130,33 @@ type page struct {
 	header http.Header
 }
 
-// visit is a request as it goes over the wire, so that nothing tidies it up.
-type visit struct {
+// raw is a request as it goes over the wire, so that nothing tidies it up.
+type raw struct {
 	method, path string
 	user         string   // of Basic authentication, with the right password; empty: none
 	headers      []string // "Name: value"
 	body         string
 }
 
-// to sends a visit to address and reads the answer.
-func (v visit) to(t *testing.T, address string) page {
+// to sends the request to address and reads the answer.
+func (r raw) to(t *testing.T, address string) page {
 	t.Helper()
-	method := v.method
+	method := r.method
 	if method == "" {
 		method = http.MethodGet
 	}
 	var request strings.Builder
-	fmt.Fprintf(&request, "%s %s HTTP/1.1\r\nHost: mail.example.org\r\nConnection: close\r\n", method, v.path)
-	if v.user != "" {
-		fmt.Fprintf(&request, "Authorization: Basic %s\r\n", base64.StdEncoding.EncodeToString([]byte(v.user+":"+right)))
+	fmt.Fprintf(&request, "%s %s HTTP/1.1\r\nHost: mail.example.org\r\nConnection: close\r\n", method, r.path)
+	if r.user != "" {
+		fmt.Fprintf(&request, "Authorization: Basic %s\r\n", base64.StdEncoding.EncodeToString([]byte(r.user+":"+right)))
 	}
-	for _, h := range v.headers {
+	for _, h := range r.headers {
 		request.WriteString(h + "\r\n")
 	}
-	if v.body != "" {
-		fmt.Fprintf(&request, "Content-Length: %d\r\n", len(v.body))
+	if r.body != "" {
+		fmt.Fprintf(&request, "Content-Length: %d\r\n", len(r.body))
 	}
-	request.WriteString("\r\n" + v.body)
+	request.WriteString("\r\n" + r.body)
 	conn, err := (&net.Dialer{}).DialContext(t.Context(), "tcp", address)
 	if err != nil {
 		t.Fatal(err)
@@ -172,7 +172,7 @@ func (v visit) to(t *testing.T, address string) page {
 	}()
 	resp, err := readResponse(conn, method)
 	if err != nil {
-		t.Fatalf("%s %s: %v", method, v.path, err)
+		t.Fatalf("%s %s: %v", method, r.path, err)
 	}
 	_ = conn.Close()
 	<-sent
@@ -223,54 +223,54 @@ func TestNginxAuthRequest(t *testing.T) {
 		t.Run(way, func(t *testing.T) {
 			for _, c := range []struct {
 				name  string
-				visit visit
+				request raw
 				code  int
 				text  string // of a refusal
 			}{
-				{"inside", visit{path: "/webmail/", user: alice, headers: []string{xff(inside)}}, 200, ""},
-				{"inside, IPv6", visit{path: "/webmail/", user: alice, headers: []string{xff(inside6)}}, 200, ""},
-				{"inside, upper case", visit{path: "/webmail/", user: "ALICE@Example.org", headers: []string{xff(inside)}}, 200, ""},
-				{"outside", visit{path: "/webmail/", user: alice, headers: []string{xff(outside)}}, 403, notAllowed(outside)},
-				{"outside, IPv6", visit{path: "/webmail/", user: alice, headers: []string{xff(outside6)}}, 403, notAllowed(outside6)},
-				{"outside, upper case", visit{path: "/webmail/", user: "ALICE@EXAMPLE.ORG.", headers: []string{xff(outside)}}, 403, notAllowed(outside)},
-				{"outside, unrestricted", visit{path: "/webmail/", user: bob, headers: []string{xff(outside)}}, 200, ""},
-				{"no balancer", visit{path: "/webmail/", user: alice}, 403, notAllowed("127.0.0.1")},
-				{"no mailbox name", visit{path: "/webmail/", user: "alice", headers: []string{xff(inside)}}, 403, "Access to this mailbox is not allowed."},
-				{"a master user", visit{path: "/webmail/", user: alice + "*admin", headers: []string{xff(inside)}}, 403, "Access to this mailbox is not allowed."},
-				{"nobody yet", visit{path: "/webmail/", headers: []string{xff(inside)}}, 401, ""},
-				{"another scheme", visit{path: "/webmail/", headers: []string{xff(inside), "Authorization: Bearer x"}}, 401, ""},
-				{"not base64", visit{path: "/webmail/", headers: []string{xff(inside), "Authorization: Basic @@@"}}, 401, ""},
+				{"inside", raw{path: "/webmail/", user: alice, headers: []string{xff(inside)}}, 200, ""},
+				{"inside, IPv6", raw{path: "/webmail/", user: alice, headers: []string{xff(inside6)}}, 200, ""},
+				{"inside, upper case", raw{path: "/webmail/", user: "ALICE@Example.org", headers: []string{xff(inside)}}, 200, ""},
+				{"outside", raw{path: "/webmail/", user: alice, headers: []string{xff(outside)}}, 403, notAllowed(outside)},
+				{"outside, IPv6", raw{path: "/webmail/", user: alice, headers: []string{xff(outside6)}}, 403, notAllowed(outside6)},
+				{"outside, upper case", raw{path: "/webmail/", user: "ALICE@EXAMPLE.ORG.", headers: []string{xff(outside)}}, 403, notAllowed(outside)},
+				{"outside, unrestricted", raw{path: "/webmail/", user: bob, headers: []string{xff(outside)}}, 200, ""},
+				{"no balancer", raw{path: "/webmail/", user: alice}, 403, notAllowed("127.0.0.1")},
+				{"no mailbox name", raw{path: "/webmail/", user: "alice", headers: []string{xff(inside)}}, 403, "Access to this mailbox is not allowed."},
+				{"a master user", raw{path: "/webmail/", user: alice + "*admin", headers: []string{xff(inside)}}, 403, "Access to this mailbox is not allowed."},
+				{"nobody yet", raw{path: "/webmail/", headers: []string{xff(inside)}}, 401, ""},
+				{"another scheme", raw{path: "/webmail/", headers: []string{xff(inside), "Authorization: Bearer x"}}, 401, ""},
+				{"not base64", raw{path: "/webmail/", headers: []string{xff(inside), "Authorization: Basic @@@"}}, 401, ""},
 
-				{"spoofed", visit{path: "/webmail/", user: alice, headers: []string{xff(inside + ", " + outside)}}, 403, notAllowed(outside)},
-				{"spoofed, in a line before", visit{path: "/webmail/", user: alice, headers: []string{xff(inside), xff(outside)}}, 403, notAllowed(outside)},
-				{"spoofed, as a balancer", visit{path: "/webmail/", user: alice, headers: []string{xff(inside + ", 127.0.0.1, " + outside)}}, 403, notAllowed(outside)},
-				{"two balancers", visit{path: "/webmail/", user: alice, headers: []string{xff(inside + ", 127.0.0.1")}}, 200, ""},
-				{"spoofed in other headers", visit{path: "/webmail/", user: alice, headers: []string{
+				{"spoofed", raw{path: "/webmail/", user: alice, headers: []string{xff(inside + ", " + outside)}}, 403, notAllowed(outside)},
+				{"spoofed, in a line before", raw{path: "/webmail/", user: alice, headers: []string{xff(inside), xff(outside)}}, 403, notAllowed(outside)},
+				{"spoofed, as a balancer", raw{path: "/webmail/", user: alice, headers: []string{xff(inside + ", 127.0.0.1, " + outside)}}, 403, notAllowed(outside)},
+				{"two balancers", raw{path: "/webmail/", user: alice, headers: []string{xff(inside + ", 127.0.0.1")}}, 200, ""},
+				{"spoofed in other headers", raw{path: "/webmail/", user: alice, headers: []string{
 					xff(outside), "X-Real-IP: " + inside, "Forwarded: for=" + inside, "X-Allowednets-Client: " + inside, "X-Allowednets-Mailbox: " + bob,
 					"X-Allowednets-Service: caldav",
 				}}, 403, notAllowed(outside)},
-				{"a POST", visit{method: "POST", path: "/webmail/", user: alice, headers: []string{xff(inside)}, body: strings.Repeat("x", 100_000)}, 200, ""},
-				{"a POST from outside", visit{method: "POST", path: "/webmail/", user: alice, headers: []string{xff(outside)}, body: strings.Repeat("x", 100_000)}, 403, notAllowed(outside)},
-				{"HEAD", visit{method: "HEAD", path: "/webmail/", user: alice, headers: []string{xff(inside)}}, 200, ""},
-				{"HEAD from outside", visit{method: "HEAD", path: "/webmail/", user: alice, headers: []string{xff(outside)}}, 403, ""},
-				{"a method of DAV", visit{method: "PROPFIND", path: "/webmail/", user: alice, headers: []string{xff(outside)}}, 403, notAllowed(outside)},
-				{"the question itself", visit{path: "/allowednets-check", user: alice, headers: []string{xff(inside)}}, 404, "-"},
+				{"a POST", raw{method: "POST", path: "/webmail/", user: alice, headers: []string{xff(inside)}, body: strings.Repeat("x", 100_000)}, 200, ""},
+				{"a POST from outside", raw{method: "POST", path: "/webmail/", user: alice, headers: []string{xff(outside)}, body: strings.Repeat("x", 100_000)}, 403, notAllowed(outside)},
+				{"HEAD", raw{method: "HEAD", path: "/webmail/", user: alice, headers: []string{xff(inside)}}, 200, ""},
+				{"HEAD from outside", raw{method: "HEAD", path: "/webmail/", user: alice, headers: []string{xff(outside)}}, 403, ""},
+				{"a method of DAV", raw{method: "PROPFIND", path: "/webmail/", user: alice, headers: []string{xff(outside)}}, 403, notAllowed(outside)},
+				{"the question itself", raw{path: "/allowednets-check", user: alice, headers: []string{xff(inside)}}, 404, "-"},
 
-				{"DAV inside", visit{path: "/dav/x", user: alice, headers: []string{xff(inside)}}, 200, ""},
-				{"DAV outside", visit{path: "/dav/x", user: alice, headers: []string{xff(outside)}}, 200, ""},
-				{"DAV, nobody yet", visit{method: "PROPFIND", path: "/dav/", headers: []string{xff(outside)}}, 200, ""},
-				{"DAV, no mailbox name", visit{path: "/dav/x", user: "alice", headers: []string{xff(outside)}}, 200, ""},
-				{"webmail through DAV", visit{path: "/dav/../webmail/", user: alice, headers: []string{xff(outside)}}, 403, notAllowed(outside)},
-				{"webmail through DAV, encoded", visit{path: "/dav/%2e%2e%2fwebmail/", user: alice, headers: []string{xff(outside)}}, 403, notAllowed(outside)},
-				{"webmail, encoded", visit{path: "/%77ebmail//x", user: alice, headers: []string{xff(outside)}}, 403, notAllowed(outside)},
+				{"DAV inside", raw{path: "/dav/x", user: alice, headers: []string{xff(inside)}}, 200, ""},
+				{"DAV outside", raw{path: "/dav/x", user: alice, headers: []string{xff(outside)}}, 200, ""},
+				{"DAV, nobody yet", raw{method: "PROPFIND", path: "/dav/", headers: []string{xff(outside)}}, 200, ""},
+				{"DAV, no mailbox name", raw{path: "/dav/x", user: "alice", headers: []string{xff(outside)}}, 200, ""},
+				{"webmail through DAV", raw{path: "/dav/../webmail/", user: alice, headers: []string{xff(outside)}}, 403, notAllowed(outside)},
+				{"webmail through DAV, encoded", raw{path: "/dav/%2e%2e%2fwebmail/", user: alice, headers: []string{xff(outside)}}, 403, notAllowed(outside)},
+				{"webmail, encoded", raw{path: "/%77ebmail//x", user: alice, headers: []string{xff(outside)}}, 403, notAllowed(outside)},
 			} {
 				up.take()
-				got := c.visit.to(t, address)
+				got := c.request.to(t, address)
 				want := c.text + "\n"
-				if got.code != c.code || c.code == 403 && c.visit.method != "HEAD" && got.body != want || (len(up.take()) == 1) != (c.code == 200) {
+				if got.code != c.code || c.code == 403 && c.request.method != "HEAD" && got.body != want || (len(up.take()) == 1) != (c.code == 200) {
 					t.Errorf("%s: %d %q", c.name, got.code, got.body)
 				}
-				if c.visit.body != "" && c.code == 200 && !strings.HasSuffix(got.body, " 100000") {
+				if c.request.body != "" && c.code == 200 && !strings.HasSuffix(got.body, " 100000") {
 					t.Errorf("%s: the body got lost: %s", c.name, got.body)
 				}
 				if challenge := got.header.Get("WWW-Authenticate"); (challenge != "") != (c.code == 401) {
@@ -279,14 +279,14 @@ func TestNginxAuthRequest(t *testing.T) {
 			}
 			for name, user := range anonymous() {
 				for _, from := range []string{inside, outside} {
-					got := visit{path: "/webmail/", user: user, headers: []string{xff(from)}}.to(t, address)
+					got := raw{path: "/webmail/", user: user, headers: []string{xff(from)}}.to(t, address)
 					if seen := up.take(); got.code != 401 || len(seen) != 0 {
 						t.Errorf("%s from %s: %d, %d requests got through", name, from, got.code, len(seen))
 					}
 				}
 			}
 			for _, length := range []int{3000, 10_000} { // nginx takes 8 kB for a header
-				got := visit{path: "/webmail/", user: strings.Repeat("x", length) + "@example.org", headers: []string{xff(inside)}}.to(t, address)
+				got := raw{path: "/webmail/", user: strings.Repeat("x", length) + "@example.org", headers: []string{xff(inside)}}.to(t, address)
 				if seen := up.take(); got.code < 400 || len(seen) != 0 || len(got.body) > 1000 {
 					t.Errorf("%d octets: %d %q", length, got.code, got.body)
 				}
@@ -294,7 +294,7 @@ func TestNginxAuthRequest(t *testing.T) {
 		})
 	}
 	t.Run("nobody is trusted by default", func(t *testing.T) {
-		if got := (visit{path: "/webmail/", user: alice, headers: []string{xff(inside)}}).to(t, nobody); got.code != 403 || got.body != notAllowed("127.0.0.1")+"\n" {
+		if got := (raw{path: "/webmail/", user: alice, headers: []string{xff(inside)}}).to(t, nobody); got.code != 403 || got.body != notAllowed("127.0.0.1")+"\n" {
 			t.Errorf("%d %q", got.code, got.body)
 		}
 	})
@@ -302,26 +302,26 @@ func TestNginxAuthRequest(t *testing.T) {
 		up.take()
 		sidecarStates(t, w, func(state string, answers bool) {
 			for _, c := range []struct {
-				visit visit
+				request raw
 				code  int
 			}{
-				{visit{path: "/webmail/", user: alice, headers: []string{xff(inside)}}, 200},
-				{visit{path: "/webmail/", user: alice, headers: []string{xff(outside)}}, 403},
-				{visit{path: "/webmail/", user: bob, headers: []string{xff(outside)}}, 200},
-				{visit{path: "/dav/x", user: alice, headers: []string{xff(outside)}}, 200},
-				{visit{path: "/dav/x", headers: []string{xff(outside)}}, 200},
+				{raw{path: "/webmail/", user: alice, headers: []string{xff(inside)}}, 200},
+				{raw{path: "/webmail/", user: alice, headers: []string{xff(outside)}}, 403},
+				{raw{path: "/webmail/", user: bob, headers: []string{xff(outside)}}, 200},
+				{raw{path: "/dav/x", user: alice, headers: []string{xff(outside)}}, 200},
+				{raw{path: "/dav/x", headers: []string{xff(outside)}}, 200},
 			} {
 				code, text := c.code, ""
-				if !answers && strings.HasPrefix(c.visit.path, "/webmail/") {
+				if !answers && strings.HasPrefix(c.request.path, "/webmail/") {
 					code, text = 503, noAnswerText+"\n"
 				}
 				began := time.Now()
-				got := c.visit.to(t, bySidecar)
+				got := c.request.to(t, bySidecar)
 				if got.code != code || text != "" && got.body != text || (len(up.take()) == 1) != (code == 200) {
-					t.Errorf("%s, %s for %s: %d %q", state, c.visit.path, c.visit.user, got.code, got.body)
+					t.Errorf("%s, %s for %s: %d %q", state, c.request.path, c.request.user, got.code, got.body)
 				}
 				if took := time.Since(began); took > 5*time.Second {
-					t.Errorf("%s, %s: took %v", state, c.visit.path, took)
+					t.Errorf("%s, %s: took %v", state, c.request.path, took)
 				}
 			}
 		})
@@ -333,16 +333,16 @@ func TestNginxAuthRequest(t *testing.T) {
 		}
 		awaitListens(t, never.HTTP)
 		address, _ := start("nginx-never", never, "")
-		if got := (visit{path: "/webmail/", user: bob}).to(t, address); got.code != 403 || got.body != noAnswerText+"\n" {
+		if got := (raw{path: "/webmail/", user: bob}).to(t, address); got.code != 403 || got.body != noAnswerText+"\n" {
 			t.Errorf("%d %q", got.code, got.body)
 		}
-		if got := (visit{path: "/dav/", user: bob}).to(t, address); got.code != 200 {
+		if got := (raw{path: "/dav/", user: bob}).to(t, address); got.code != 200 {
 			t.Errorf("DAV: %d %q", got.code, got.body)
 		}
 	})
 	t.Run("two names", func(t *testing.T) {
 		up.take()
-		v := visit{path: "/webmail/", user: bob, headers: []string{
+		v := raw{path: "/webmail/", user: bob, headers: []string{
 			"Authorization: Basic " + base64.StdEncoding.EncodeToString([]byte(alice+":"+right)), xff(outside),
 		}}
 		if got := v.to(t, bySidecar); got.code != 400 || len(up.take()) != 0 {
@@ -352,7 +352,7 @@ func TestNginxAuthRequest(t *testing.T) {
 	t.Run("nothing of the client's goes to the sidecar", func(t *testing.T) {
 		standIn := startUpstream(t)
 		address, _ := start("nginx-recorded", &stack.Sidecar{HTTP: standIn.address}, "")
-		visit{method: "POST", path: "/webmail/", user: alice, body: "secret", headers: []string{
+		raw{method: "POST", path: "/webmail/", user: alice, body: "secret", headers: []string{
 			"Cookie: session=1", "X-Api-Key: 2", "X-Allowednets-Service: caldav", xff(inside), xff(outside),
 		}}.to(t, address)
 		seen := standIn.take()

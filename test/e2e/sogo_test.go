@@ -33,7 +33,7 @@ func TestSOGo(t *testing.T) {
 	server := startNginx(t, w.Stack, "nginx-sogo", conf, address)
 	xff := func(address string) string { return "X-Forwarded-For: " + address }
 
-	exempt := []visit{
+	exempt := []raw{
 		{path: "/SOGo/dav/alice@example.org/Calendar"},
 		{path: "/SOGo/dav/alice@example.org/Calendar/"},
 		{path: "/SOGo/dav/alice%40example.org/Calendar/personal/"},
@@ -50,7 +50,7 @@ func TestSOGo(t *testing.T) {
 		{method: "PROPFIND", path: "/SOGo/dav/", headers: []string{"Depth: 0"}},
 		{method: "OPTIONS", path: "/SOGo/dav/alice@example.org/"},
 	}
-	restricted := []visit{
+	restricted := []raw{
 		{path: "/SOGo/"},
 		{path: "/SOGo/so/alice@example.org/Mail/view"},
 		{path: "/SOGo/so/alice@example.org/Calendar/view"}, // the web interface
@@ -105,12 +105,12 @@ func TestSOGo(t *testing.T) {
 		{path: "http://sogo.example.org/SOGo/dav/alice@example.org/Calendar/../Mail/"},
 		{path: "/x/../SOGo/dav/alice@example.org/Mail/"},
 	}
-	as := func(v visit, user, from string) visit {
+	as := func(v raw, user, from string) raw {
 		v.user, v.headers = user, append([]string{xff(from), "x-webobjects-remote-user: " + bob, "X-WebObjects-Remote-User: root", "x-webobjects-auth-type: none"}, v.headers...)
 		return v
 	}
 	// got is the one request that reached SOGo, which must say who it is from, once.
-	got := func(t *testing.T, v visit, user string) *http.Request {
+	got := func(t *testing.T, v raw, user string) *http.Request {
 		t.Helper()
 		seen := up.take()
 		if len(seen) == 0 {
@@ -157,14 +157,14 @@ func TestSOGo(t *testing.T) {
 	})
 	t.Run("SOGo's own form is closed", func(t *testing.T) {
 		for _, path := range []string{"/SOGo/connect", "/SOGo/so/connect", "//SOGo/%63onnect", "/SOGo/connect/", "/SOGo/x/../connect"} {
-			v := visit{method: "POST", path: path, body: `{"userName":"` + alice + `","password":"` + right + `"}`}
+			v := raw{method: "POST", path: path, body: `{"userName":"` + alice + `","password":"` + right + `"}`}
 			if answer := as(v, bob, inside).to(t, address); answer.code != 403 || got(t, v, bob) != nil {
 				t.Errorf("%s: %d", path, answer.code)
 			}
 		}
 	})
 	t.Run("two names", func(t *testing.T) {
-		v := visit{path: "/SOGo/dav/alice@example.org/Mail/", user: bob, headers: []string{
+		v := raw{path: "/SOGo/dav/alice@example.org/Mail/", user: bob, headers: []string{
 			xff(outside), "Authorization: Basic YWxpY2VAZXhhbXBsZS5vcmc6cmlnaHQtcGFzc3dvcmQ=",
 		}}
 		if answer := v.to(t, address); answer.code != 400 || len(up.take()) != 0 {
@@ -172,7 +172,7 @@ func TestSOGo(t *testing.T) {
 		}
 	})
 	t.Run("no answer tells whether the password is right", func(t *testing.T) {
-		v := visit{path: "/SOGo/so/", headers: []string{xff(outside)}, user: alice}
+		v := raw{path: "/SOGo/so/", headers: []string{xff(outside)}, user: alice}
 		rightAnswer := v.to(t, address)
 		v.user, v.headers = "", append(v.headers, "Authorization: Basic YWxpY2VAZXhhbXBsZS5vcmc6d3Jvbmc=")
 		if wrongAnswer := v.to(t, address); wrongAnswer.code != 403 || wrongAnswer.body != rightAnswer.body {
@@ -194,7 +194,7 @@ func TestSOGo(t *testing.T) {
 			if answers {
 				want = 200
 			}
-			for _, v := range []visit{restricted[0], restricted[4], restricted[8]} {
+			for _, v := range []raw{restricted[0], restricted[4], restricted[8]} {
 				if answer := as(v, bob, outside).to(t, address); answer.code != want || (got(t, v, bob) != nil) != answers {
 					t.Errorf("%s, %s: %d", state, v.path, answer.code)
 				}

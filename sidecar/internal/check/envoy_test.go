@@ -254,7 +254,7 @@ func TestEnvoy(t *testing.T) {
 			withoutHeader("x-auth-user"), raw(&corev3.HeaderValue{Key: "x-auth-user", Value: "carol@example.org", RawValue: []byte("alice@example.org")}),
 		}, bad},
 		{"headers in both forms", []func(*authv3.AttributeContext){carol, func(a *authv3.AttributeContext) {
-			a.GetRequest().GetHttp().HeaderMap = &corev3.HeaderMap{Headers: []*corev3.HeaderValue{rawHeader("x-auth-user", "alice@example.org")}}
+			a.GetRequest().GetHttp().HeaderMap = &corev3.HeaderMap{Headers: []*corev3.HeaderValue{rawHeader("x-other", "")}}
 		}}, bad},
 		{"no domain", []func(*authv3.AttributeContext){withHeader("x-auth-user", "carol")}, name},
 		{"NUL", []func(*authv3.AttributeContext){withHeader("x-auth-user", "carol@example.org\x00")}, name},

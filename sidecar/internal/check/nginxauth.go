@@ -35,7 +35,6 @@ type pass struct {
 func (n *nginxAuthDoor) serve(w http.ResponseWriter, r *http.Request, authorized bool) {
 	if r.ContentLength != 0 {
 		// A location without proxy_pass_request_body off announces a body and sends none: do not wait for it.
-		_ = http.NewResponseController(w).EnableFullDuplex()
 		w.Header().Set("Connection", "close")
 	}
 	p := n.recovered(r, authorized)

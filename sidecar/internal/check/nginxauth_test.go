@@ -216,6 +216,7 @@ func TestNginxAuthDecisions(t *testing.T) {
 func TestNginxAuthBody(t *testing.T) {
 	server := httptest.NewServer(newFixture(t, stateOf(t, lists())).http())
 	defer server.Close()
+	defer server.CloseClientConnections() // Close waits for those that wait for a body
 	for _, announced := range []string{"Content-Length: 100", "Transfer-Encoding: chunked"} {
 		conn, err := net.Dial("tcp", server.Listener.Addr().String()) //nolint:noctx // a test
 		if err != nil {
