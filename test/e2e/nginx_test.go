@@ -222,10 +222,10 @@ func TestNginxAuthRequest(t *testing.T) {
 	for way, address := range map[string]string{"realip.conf": byNginx, "trusted-proxies": bySidecar} {
 		t.Run(way, func(t *testing.T) {
 			for _, c := range []struct {
-				name  string
+				name    string
 				request raw
-				code  int
-				text  string // of a refusal
+				code    int
+				text    string // of a refusal
 			}{
 				{"inside", raw{path: "/webmail/", user: alice, headers: []string{xff(inside)}}, 200, ""},
 				{"inside, IPv6", raw{path: "/webmail/", user: alice, headers: []string{xff(inside6)}}, 200, ""},
@@ -303,7 +303,7 @@ func TestNginxAuthRequest(t *testing.T) {
 		sidecarStates(t, w, func(state string, answers bool) {
 			for _, c := range []struct {
 				request raw
-				code  int
+				code    int
 			}{
 				{raw{path: "/webmail/", user: alice, headers: []string{xff(inside)}}, 200},
 				{raw{path: "/webmail/", user: alice, headers: []string{xff(outside)}}, 403},
