@@ -18,6 +18,7 @@ import (
 	"github.com/allowednets/allowednets/internal/allow"
 	"github.com/allowednets/allowednets/internal/serve"
 	"github.com/allowednets/allowednets/sidecar/internal/check"
+	"github.com/allowednets/allowednets/sidecar/internal/session"
 )
 
 // flags are the command line. Each has a twin in the environment.
@@ -47,6 +48,9 @@ type flags struct {
 	DenyAfter        time.Duration `env:"ALLOWEDNETS_DENY_AFTER" placeholder:"DURATION" help:"Deny restricted services when the data is older than this, or of unknown age, as what --state-dir holds is until a policy service confirms it. Default: never."`
 	DenialText       string        `env:"ALLOWEDNETS_DENIAL_TEXT" default:"${denial_text}" placeholder:"TEXT" help:"What a person reads in the mail client; {address} stands for the client's address. Empty: a denial looks like a wrong password. Default: ${denial_text}"`
 
+	DoveadmURL     string `name:"doveadm-url" env:"ALLOWEDNETS_DOVEADM_URL" placeholder:"URL" help:"Dovecot's HTTP API, on loopback or with https, such as http://127.0.0.1:7482: sessions that a list does not permit any more are ended. Default: they stay open."`
+	DoveadmKeyFile string `env:"ALLOWEDNETS_DOVEADM_KEY_FILE" type:"path" placeholder:"FILE" help:"Holds Dovecot's doveadm_api_key. Needed with --doveadm-url."`
+
 	Version kong.VersionFlag `help:"Print the version and exit."`
 }
 
@@ -60,6 +64,7 @@ type config struct {
 	scope          allow.Scope
 	defaultDomain  string
 	token          string
+	doveadm        *session.Doveadm // nil: none
 	credentials    credentials.TransportCredentials
 }
 
@@ -134,6 +139,18 @@ func (f flags) resolve() (config, error) {
 	if f.HTTPTokenFile != "" {
 		if c.token, err = readToken(f.HTTPTokenFile); err != nil {
 			return config{}, fmt.Errorf("--http-token-file: %w", err)
+		}
+	}
+	if (f.DoveadmURL == "") != (f.DoveadmKeyFile == "") {
+		return config{}, errors.New("--doveadm-url and --doveadm-key-file need each other")
+	}
+	if f.DoveadmURL != "" {
+		key, err := readToken(f.DoveadmKeyFile)
+		if err != nil {
+			return config{}, fmt.Errorf("--doveadm-key-file: %w", err)
+		}
+		if c.doveadm, err = session.NewDoveadm(f.DoveadmURL, key); err != nil {
+			return config{}, fmt.Errorf("--doveadm-url: %w", err)
 		}
 	}
 	return c, nil

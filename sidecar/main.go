@@ -29,6 +29,7 @@ import (
 	"github.com/allowednets/allowednets/sidecar/internal/check"
 	"github.com/allowednets/allowednets/sidecar/internal/lastgood"
 	"github.com/allowednets/allowednets/sidecar/internal/mirror"
+	"github.com/allowednets/allowednets/sidecar/internal/session"
 )
 
 func main() {
@@ -88,8 +89,9 @@ type process struct {
 	mirror   *mirror.Mirror
 	grpc     *serve.GRPC
 	checks   *check.GRPC
-	web      *check.HTTP // for everybody on this machine
-	local    *check.HTTP // for those who may open the socket
+	sessions *session.Sweeper // nil without --doveadm-url
+	web      *check.HTTP      // for everybody on this machine
+	local    *check.HTTP      // for those who may open the socket
 
 	// Nil if switched off.
 	socket, loopback, http, admin net.Listener
@@ -130,6 +132,14 @@ func build(ctx context.Context, cfg config, log *slog.Logger) (_ *process, err e
 	faults, err := check.NewFaults(log, p.registry)
 	if err != nil {
 		return nil, err
+	}
+	if cfg.doveadm != nil {
+		p.sessions, err = session.New(session.Config{
+			Doveadm: cfg.doveadm, Decider: decider, State: p.mirror.State, Changed: p.mirror.Changed, Spared: cfg.trustedProxies, Log: log, Metrics: p.registry,
+		})
+		if err != nil {
+			return nil, err
+		}
 	}
 	p.checks = check.NewGRPC(decider, faults, p.status)
 	p.grpc, err = serve.NewGRPC(serve.GRPCConfig{
@@ -196,6 +206,9 @@ func (p *process) run(ctx context.Context) error {
 	group.Go(func() error { return p.mirror.Run(ctx) })
 	if p.state != nil {
 		group.Go(func() error { return p.state.Run(ctx) })
+	}
+	if p.sessions != nil {
+		group.Go(func() error { return p.sessions.Run(ctx) })
 	}
 	group.Go(func() error {
 		select {

@@ -127,6 +127,8 @@ func TestUsage(t *testing.T) {
 		{"--http-token-file=" + file("two tokens"), "one token"},
 		{"--http-token-file=" + file("tökén"), "one token"},
 		{"--http-token-file=" + filepath.Join(t.TempDir(), "missing"), "no such file"},
+		{"--doveadm-url=http://127.0.0.1:7482", "--doveadm-key-file need each other"},
+		{"--doveadm-key-file=" + file("key"), "--doveadm-key-file need each other"},
 	} {
 		var stdout, stderr output
 		code := run(t.Context(), plain(t, c.flag), &stdout, &stderr)

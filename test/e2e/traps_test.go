@@ -6,8 +6,6 @@ import (
 	"fmt"
 	"io"
 	"net/netip"
-	"os"
-	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
@@ -134,28 +132,19 @@ func TestForgottenStage(t *testing.T) {
 	}
 }
 
+// infoIsAlice makes info an alias that only the userdb knows.
+func infoIsAlice() dovecot.Config {
+	return dovecot.Config{UserdbAliases: map[string]string{info: alice}}
+}
+
 // TestAliasInUserdb shows why aliases must be resolved in the passdb: Dovecot asks the policy server before it looks into
 // the userdb, and never again.
 func TestAliasInUserdb(t *testing.T) {
-	w := newWorld(t, settings{})
-	const info = "info@example.org"
-	dir := t.TempDir()
-	file := filepath.Join(dir, "userdb")
-	err := errors.Join(
-		os.WriteFile(file, []byte(info+"::8:8::/nonexistent::userdb_user="+alice+"\n"), 0o600),
-		os.Chmod(file, 0o644), os.Chmod(dir, 0o755), os.Chmod(filepath.Dir(dir), 0o755), // for Dovecot's users
-	)
-	if err != nil {
-		t.Fatal(err)
-	}
-	d := startDovecot(t, w.Stack, "dovecot-userdb", []dovecot.User{{Name: info, Password: right}}, dovecot.Config{
-		Door:   "http://" + w.sidecar.HTTP + "/dovecot",
-		Before: "userdb {\n driver = passwd-file\n args = " + file + "\n}\n",
-	})
-	if got := attempt(t, d.LoginIMAP, from(outside, info, right)); !got.OK {
+	w := newWorld(t, settings{dovecot: infoIsAlice()})
+	if got := attempt(t, w.dovecot.LoginIMAP, from(outside, info, right)); !got.OK {
 		t.Errorf("Dovecot asks after the userdb: that is new, and README.md can be shorter: %s", got.Text)
 	}
-	if got := opened(t, d); !slices.Equal(got, []string{alice}) {
+	if got := opened(t, w.dovecot); !slices.Equal(got, []string{alice}) {
 		t.Errorf("opened %q", got)
 	}
 }

@@ -599,10 +599,16 @@ func feed(t *testing.T, w *world) {
 	}
 	full := w.readySidecar(t, "full", policy.Address, "--state-dir="+w.Path("full"))
 	deceived := w.sidecar(t, "deceived", startForger(t, w.Stack, policy.Address))
-	w.watch(t, nil, full, deceived)
+	key := w.Path("doveadm.key")
+	if err := os.WriteFile(key, []byte("key"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	unswept := w.readySidecar(t, "unswept", policy.Address, "--doveadm-url=http://"+w.later(t), "--doveadm-key-file="+key)
+	w.watch(t, nil, full, deceived, unswept)
 	w.fires(t, "AllowedNetsStateRefused", onDisk.Admin)
 	w.fires(t, "AllowedNetsStateNotOnDisk", full.Admin)
 	w.fires(t, "AllowedNetsDigestMismatch", deceived.Admin)
+	w.fires(t, "AllowedNetsSessionsNotSwept", unswept.Admin)
 
 	client := checks(t, shaken)
 	w.firesWhile(t, "AllowedNetsFeedUnstable", shaken.Admin, func(ctx context.Context) error {

@@ -38,8 +38,9 @@ type login struct {
 	login, remote, realRemote, protocol, stage, via string
 }
 
-// dovecotService is what the words of Dovecot mean, by the table in docs/semantics.md.
-func dovecotService(protocol string) decisionv1.Service {
+// DovecotService is what Dovecot means by the name of a protocol, by the table in docs/semantics.md; unspecified if the table
+// does not have it.
+func DovecotService(protocol string) decisionv1.Service {
 	switch protocol {
 	case "imap":
 		return decisionv1.Service_SERVICE_IMAP
@@ -127,7 +128,7 @@ func (d *dovecotDoor) refuse(ctx context.Context, err error) answer {
 
 // service says what the client wants.
 func (d *dovecotDoor) service(l login) (decisionv1.Service, error) {
-	svc := dovecotService(l.protocol)
+	svc := DovecotService(l.protocol)
 	if svc == decisionv1.Service_SERVICE_UNSPECIFIED {
 		return 0, &requestError{problem: fmt.Sprintf("the protocol %.20q is unknown", l.protocol)}
 	}

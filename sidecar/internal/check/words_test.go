@@ -15,7 +15,7 @@ func TestWords(t *testing.T) {
 		t.Fatal(err)
 	}
 	translate := map[string]func(string) decisionv1.Service{
-		"Dovecot, `protocol`": dovecotService, "forwarded by, on IMAP": forwardedService,
+		"Dovecot, `protocol`": DovecotService, "forwarded by, on IMAP": forwardedService,
 		"nginx mail proxy, `Auth-Protocol`": nginxService, "nginx `auth_request` and Envoy, `service`": forwardedService,
 	}
 	words := 0
@@ -34,7 +34,7 @@ func TestWords(t *testing.T) {
 		t.Errorf("the tables have %d words; the code knows 19", words)
 	}
 	for _, word := range []string{"", "IMAP", "imaps", "http", "webmail", "caldav", "auth"} {
-		if got := dovecotService(word); got != decisionv1.Service_SERVICE_UNSPECIFIED {
+		if got := DovecotService(word); got != decisionv1.Service_SERVICE_UNSPECIFIED {
 			t.Errorf("protocol %q means %v", word, got)
 		}
 	}
