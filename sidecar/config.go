@@ -34,7 +34,7 @@ type flags struct {
 
 	Socket      string `env:"ALLOWEDNETS_SOCKET" default:"/run/allowednets/sidecar.sock" placeholder:"PATH" help:"Unix socket of the gRPC and HTTP APIs (${default}); mode 0660. Empty: none."`
 	GRPCListen  string `name:"grpc-listen" env:"ALLOWEDNETS_GRPC_LISTEN" placeholder:"ADDRESS" help:"Loopback address of the gRPC API. Default: none."`
-	HTTPListen  string `name:"http-listen" env:"ALLOWEDNETS_HTTP_LISTEN" default:"127.0.0.1:7480" placeholder:"ADDRESS" help:"Loopback address of the HTTP API and of the doors for Dovecot and nginx (${default}). Empty: none."`
+	HTTPListen  string `name:"http-listen" env:"ALLOWEDNETS_HTTP_LISTEN" default:"127.0.0.1:7480" placeholder:"ADDRESS" help:"Loopback address of the HTTP API and of the doors for Dovecot and nginx (${default}). Empty: none. A socket that systemd passes takes the place of each of these four."`
 	AdminListen string `env:"ALLOWEDNETS_ADMIN_LISTEN" default:":7491" placeholder:"ADDRESS" help:"Address of health and metrics (${default}). Empty: none."`
 
 	HTTPTokenFile  string   `name:"http-token-file" env:"ALLOWEDNETS_HTTP_TOKEN_FILE" type:"path" placeholder:"FILE" help:"Holds the bearer token that every request to --http-listen must carry. Default: none is needed."`

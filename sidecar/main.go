@@ -16,6 +16,8 @@ import (
 	"time"
 
 	"github.com/alecthomas/kong"
+	"github.com/coreos/go-systemd/v22/activation"
+	"github.com/coreos/go-systemd/v22/daemon"
 	authv3 "github.com/envoyproxy/go-control-plane/envoy/service/auth/v3"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
@@ -165,8 +167,14 @@ func build(ctx context.Context, cfg config, log *slog.Logger) (_ *process, err e
 	return p, nil
 }
 
-func (p *process) listen(ctx context.Context) (err error) {
-	if p.cfg.Socket != "" {
+// listen takes the listeners that were passed, and opens the others.
+func (p *process) listen(ctx context.Context) error {
+	passed, err := adopt(activation.Files(true))
+	if err != nil {
+		return err
+	}
+	p.socket, p.loopback, p.http, p.admin = passed[nameSocket], passed[nameGRPC], passed[nameHTTP], passed[nameAdmin]
+	if p.socket == nil && p.cfg.Socket != "" {
 		if p.socket, err = listenUnix(ctx, p.cfg.Socket); err != nil {
 			return fmt.Errorf("--socket: %w", err)
 		}
@@ -179,7 +187,7 @@ func (p *process) listen(ctx context.Context) (err error) {
 		{"--http-listen", p.cfg.HTTPListen, &p.http},
 		{"--admin-listen", p.cfg.AdminListen, &p.admin},
 	} {
-		if l.address == "" {
+		if *l.to != nil || l.address == "" {
 			continue
 		}
 		if *l.to, err = new(net.ListenConfig).Listen(ctx, "tcp", l.address); err != nil {
@@ -236,6 +244,9 @@ func (p *process) run(ctx context.Context) error {
 		group.Go(func() error {
 			return serve.HTTP(ctx, p.admin, serve.Admin(p.registry, func() error { return p.ready(ctx) }), p.log)
 		})
+	}
+	if _, err := daemon.SdNotify(false, daemon.SdNotifyReady); err != nil {
+		p.log.Warn("the service manager cannot be told that the sidecar started", "error", err)
 	}
 	p.log.Info("the sidecar started", "version", version(), "id", p.cfg.ID, "policy_address", p.cfg.PolicyAddress)
 	return group.Wait()

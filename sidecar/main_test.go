@@ -423,6 +423,7 @@ func TestProcess(t *testing.T) {
 		ended <- run(ctx, append([]string{
 			"--policy-address=localhost:" + port, "--id=sidecar-1", "--socket=" + socket, "--http-listen=" + httpAddress,
 			"--admin-listen=" + adminAddress, "--grpc-listen=" + grpcAddress, "--http-token-file=" + token, "--state-dir=" + filepath.Join(dir, "state"),
+			"--doveadm-url=http://" + freeAddress(t), "--doveadm-key-file=" + token,
 		}, tlsFlags...), &stdout, &stderr)
 	}()
 	if id := <-p.saw; id != "sidecar-1" {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"os/exec"
 	"strings"
@@ -75,6 +76,8 @@ type settings struct {
 	noDovecot    bool
 	// sessions makes the sidecar end open sessions.
 	sessions bool
+	// passed makes the test hold the socket of the sidecar's HTTP port, as systemd does.
+	passed bool
 	// dovecot is its configuration, less the door and doveadm.
 	dovecot dovecot.Config
 }
@@ -118,7 +121,11 @@ func newWorld(t *testing.T, cfg settings) *world {
 		})
 		args = append(args, "--doveadm-url", "http://"+w.doveadm.Address, "--doveadm-key-file", dovecotConfig.DoveadmKeyFile)
 	}
-	if w.sidecar, err = w.StartSidecar(stack.SidecarConfig{Policy: w.policy.Address, AdditionalArgs: args}); err != nil {
+	sidecarConfig := stack.SidecarConfig{Policy: w.policy.Address, AdditionalArgs: args}
+	if cfg.passed {
+		sidecarConfig.HTTP, sidecarConfig.Passed = heldSocket(t, w.Stack)
+	}
+	if w.sidecar, err = w.StartSidecar(sidecarConfig); err != nil {
 		t.Fatal(err)
 	}
 	if err := errors.Join(w.policy.AwaitReady(ctx), w.sidecar.AwaitReady(ctx)); err != nil {
@@ -132,6 +139,33 @@ func newWorld(t *testing.T, cfg settings) *world {
 	}
 	w.enforce(t, alice, aliceNets)
 	return w
+}
+
+// heldSocket opens a listening socket that stays open until the end of the test.
+func heldSocket(t *testing.T, s *stack.Stack) (address string, file *os.File) {
+	t.Helper()
+	address, err := s.FreeAddress()
+	if err != nil {
+		t.Fatal(err)
+	}
+	at, err := net.ResolveTCPAddr("tcp", address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	lis, err := net.ListenTCP("tcp", at)
+	if err != nil {
+		t.Fatal(err)
+	}
+	file, err = lis.File()
+	if err := errors.Join(err, lis.Close()); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := file.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return address, file
 }
 
 func policyClient(t *testing.T, s *stack.Stack, address string) policyv1.PolicyServiceClient {

@@ -115,7 +115,10 @@ func (s *Stack) Close() error {
 
 // Start starts another program that Close is to stop. Its log is NAME.log.
 func (s *Stack) Start(name, path string, args, env []string) (*Process, error) {
-	p := NewProcess(name, path, args, env, s.Path(name+".log"))
+	return s.start(NewProcess(name, path, args, env, s.Path(name+".log")))
+}
+
+func (s *Stack) start(p *Process) (*Process, error) {
 	if err := p.Start(); err != nil {
 		return nil, err
 	}
@@ -205,6 +208,8 @@ type SidecarConfig struct {
 	Policy         string // address of the policy service
 	HTTP, Admin    string
 	AdditionalArgs []string
+	// Passed is a listening socket on HTTP that is passed to the sidecar, as systemd does.
+	Passed *os.File
 }
 
 // Sidecar is a sidecar.
@@ -227,7 +232,15 @@ func (s *Stack) StartSidecar(cfg SidecarConfig) (*Sidecar, error) {
 		"--policy-address", cfg.Policy, "--id", cfg.Name, "--socket", socket,
 		"--http-listen", cfg.HTTP, "--admin-listen", cfg.Admin,
 	}, tlsArgs(s.sidecar)...)
-	p, err := s.Start(cfg.Name, s.Bin("allowednets-sidecar"), append(args, cfg.AdditionalArgs...), nil)
+	args = append(args, cfg.AdditionalArgs...)
+	p := NewProcess(cfg.Name, s.Bin("allowednets-sidecar"), args, nil, s.Path(cfg.Name+".log"))
+	if cfg.Passed != nil {
+		// sd_listen_fds(3); only the process itself knows its id.
+		p = NewProcess(cfg.Name, "/bin/sh", append([]string{"-c", `LISTEN_PID=$$ exec "$0" "$@"`, p.path}, args...),
+			[]string{"LISTEN_FDS=1", "LISTEN_FDNAMES=http"}, p.log)
+		p.files = []*os.File{cfg.Passed}
+	}
+	p, err := s.start(p)
 	if err != nil {
 		return nil, err
 	}
