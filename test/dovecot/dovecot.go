@@ -46,6 +46,9 @@ type Config struct {
 	Door string
 	// Doveadm is an address for doveadm's HTTP API, with the key in a file; empty for none.
 	Doveadm, DoveadmKeyFile string
+	// PostLogin is the sidecar that integrations/dovecot/allowednets-postlogin asks, with the command line tool at Tool; empty for
+	// no such check.
+	PostLogin, Tool string
 	// UserdbAliases are names that only the userdb turns into those of mailboxes.
 	UserdbAliases map[string]string
 	// Before and After are configuration that comes first and last, to show what other settings would do.
@@ -153,6 +156,7 @@ userdb {
   args = uid=mail gid=mail home={{.Dir}}/mail/%u
 }
 !include {{.Dir}}/allowednets-2.3.conf
+{{if .PostLogin}}!include {{.Dir}}/allowednets-postlogin-2.3.conf{{end}}
 # As README.md says: the balancer and the webmail server of these tests are on this machine.
 haproxy_trusted_networks = 127.0.0.0/8
 login_trusted_networks = 127.0.0.1/32
@@ -184,6 +188,20 @@ func published(text string, cfg Config) (string, error) {
 	return text, nil
 }
 
+// edited returns a file in which old texts are replaced by new ones. Each must be there.
+func edited(path string, oldnew ...string) (string, error) {
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return "", err
+	}
+	for i := 0; i < len(oldnew); i += 2 {
+		if !strings.Contains(string(text), oldnew[i]) {
+			return "", fmt.Errorf("%s does not have %q", path, oldnew[i])
+		}
+	}
+	return strings.NewReplacer(oldnew...).Replace(string(text)), nil
+}
+
 // Start starts Dovecot as a process of s, with the users, and waits until it listens.
 func Start(ctx context.Context, s *stack.Stack, name string, users []User, cfg Config) (*Server, error) {
 	root, err := stack.Root()
@@ -195,6 +213,16 @@ func Start(ctx context.Context, s *stack.Stack, name string, users []User, cfg C
 		return nil, err
 	}
 	include, err := published(string(copied), cfg)
+	if err != nil {
+		return nil, err
+	}
+	// They run as root here: the stack's folder, which has the sidecar's socket, is private.
+	postLogin, err := edited(filepath.Join(root, "integrations", "dovecot", "allowednets-postlogin"), "/usr/bin/allowednets", cfg.Tool)
+	if err != nil {
+		return nil, err
+	}
+	postLoginConf, err := edited(filepath.Join(root, "integrations", "dovecot", "allowednets-postlogin-2.3.conf"),
+		"unix:/run/allowednets/sidecar.sock", cfg.PostLogin, "user = allowednets-sidecar", "user = root", "/etc/dovecot/", "{{.Dir}}/")
 	if err != nil {
 		return nil, err
 	}
@@ -223,7 +251,7 @@ func Start(ctx context.Context, s *stack.Stack, name string, users []User, cfg C
 		return port, err
 	}}
 	err = template.Must(template.New("").Funcs(funcs).Parse(configuration)).Execute(&conf, map[string]string{
-		"Before": cfg.Before, "Stage": stage, "MasterResult": masterResult,
+		"PostLogin": cfg.PostLogin, "Before": cfg.Before, "Stage": stage, "MasterResult": masterResult,
 		"Dir": dir, "Count": filepath.Join(dir, "count"), "After": cfg.After,
 		"IMAP": d.IMAP, "POP3": d.POP3, "ProxiedIMAP": d.ProxiedIMAP, "ProxiedPOP3": d.ProxiedPOP3,
 	})
@@ -251,6 +279,8 @@ func Start(ctx context.Context, s *stack.Stack, name string, users []User, cfg C
 		{"dovecot.conf", conf.String(), 0o644},
 		{"allowednets-2.3.conf", include, 0o644},
 		{"users", passwords.String(), 0o644},
+		{"allowednets-postlogin", postLogin, 0o755},
+		{"allowednets-postlogin-2.3.conf", strings.ReplaceAll(postLoginConf, "{{.Dir}}", dir), 0o644},
 		{"aliases", aliases.String(), 0o644},
 		{"masters", Master + ":{PLAIN}" + MasterPassword + "\n", 0o644},
 		{"count", count, 0o755},
