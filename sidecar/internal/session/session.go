@@ -129,9 +129,7 @@ func (s *Sweeper) Run(ctx context.Context) error {
 		s.last.Store(&began)
 		failures = 0
 		sleep(ctx, nil, pause)
-		if lists == swept {
-			s.await(ctx, swept, period-pause)
-		}
+		s.await(ctx, swept, period-pause) // not at all after a change: swept is what was there before
 		swept = lists
 	}
 	return nil

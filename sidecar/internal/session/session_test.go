@@ -299,6 +299,23 @@ func TestDoveadmFails(t *testing.T) {
 	}
 }
 
+// TestGone shows that a connection that ends by itself between the two questions is no failure, and not our doing.
+func TestGone(t *testing.T) {
+	sweeping(t, func(t *testing.T, f *fixture) {
+		f.dovecot.fail(func(body []byte) *http.Response {
+			if strings.Contains(string(body), `"who"`) {
+				return response(200, `[["doveadmResponse",[{"username":"`+alice+`","service":"imap","ip":"`+away+`"}],"0"]]`)
+			}
+			return response(200, `[["error",{"type":"exitCode","exitCode":68},"0"]]`)
+		})
+		f.save(aliceAtHome())
+		after(5 * time.Second)
+		if failed, ended := f.metric("session_sweeps_total", "failed"), f.metric("sessions_ended_total", ""); failed != 0 || ended != 0 {
+			t.Errorf("%v failures; %v sessions were counted", failed, ended)
+		}
+	})
+}
+
 // TestManyKicks shows that a batch that is partly gone is no error.
 func TestManyKicks(t *testing.T) {
 	sweeping(t, func(t *testing.T, f *fixture) {
