@@ -304,11 +304,16 @@ func Start(ctx context.Context, s *stack.Stack, name string, users []User, cfg C
 		return nil, err
 	}
 	return d, d.AwaitReady(ctx, func(ctx context.Context) error {
-		conn, err := (&net.Dialer{}).DialContext(ctx, "tcp", d.POP3)
-		if err != nil {
-			return err
+		for _, address := range []string{d.IMAP, d.POP3, d.ProxiedIMAP, d.ProxiedPOP3} {
+			conn, err := (&net.Dialer{}).DialContext(ctx, "tcp", address)
+			if err != nil {
+				return err
+			}
+			if err := conn.Close(); err != nil {
+				return err
+			}
 		}
-		return conn.Close()
+		return nil
 	})
 }
 

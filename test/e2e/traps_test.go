@@ -8,6 +8,7 @@ import (
 	"io"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
@@ -297,6 +298,43 @@ func TestProxyHeader(t *testing.T) {
 			t.Errorf("past the load balancer: %s", got.Text)
 		}
 	})
+}
+
+// TestDoorAddress shows the ways in which people write the sidecar's address, and its token. A mistake lets nobody in.
+func TestDoorAddress(t *testing.T) {
+	needDovecot(t)
+	token := filepath.Join(t.TempDir(), "token")
+	if err := os.WriteFile(token, []byte("d00r-t0ken\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	w := newWorld(t, settings{noDovecot: true, sidecarArgs: []string{"--http-token-file", token}})
+	for _, tt := range []struct {
+		name, path, token string
+		works             bool
+	}{
+		{"as it should be", "/dovecot", "d00r-t0ken", true},
+		{"no token", "/dovecot", "", false},
+		{"another token", "/dovecot", "token", false},
+		{"a slash too many", "//dovecot/", "d00r-t0ken", true},
+		{"ending in &", "/dovecot?&", "d00r-t0ken", true},
+		{"a query, to which Dovecot appends another", "/dovecot?a=b", "d00r-t0ken", false},
+		{"no path", "", "d00r-t0ken", false},
+		{"another door", "/v1/check", "d00r-t0ken", false},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			header := ""
+			if tt.token != "" {
+				header = "auth_policy_server_api_header = Authorization: Bearer " + tt.token
+			}
+			d := startDovecot(t, w.Stack, "dovecot-address", people(), dovecot.Config{Door: "http://" + w.sidecar.HTTP + tt.path, After: header})
+			if got := attempt(t, d.LoginPOP3, from(inside, alice, right)); got.OK != tt.works {
+				t.Errorf("inside: %s", got.Text)
+			}
+			if got := attempt(t, d.LoginPOP3, from(outside, alice, right)); got.OK {
+				t.Errorf("outside: %s", got.Text)
+			}
+		})
+	}
 }
 
 // TestSettingsBeside shows what other settings of Dovecot do to the list.

@@ -22,7 +22,8 @@ const (
 	maxRequest = 10 * time.Second // for one request to doveadm, answer included
 	maxWho     = 64 << 20         // octets; some 600,000 connections
 	maxKicked  = 1 << 20          // octets
-	batch      = 50               // kicks in one request: doveadm reads the whole list of connections for each
+	// batch is how many kicks are in one request. Doveadm reads the whole list of connections for each: measured 0.17 s with 50,000.
+	batch = 10
 
 	apiPath = "/doveadm/v1"
 	// nobody is the exit code of a kick that found no connection (EX_NOUSER).
