@@ -26,8 +26,8 @@ import (
 	"google.golang.org/protobuf/types/known/structpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
-	"github.com/allowednets/allowednets/internal/serve"
 	"github.com/allowednets/allowednets/internal/hops"
+	"github.com/allowednets/allowednets/internal/serve"
 	"github.com/allowednets/allowednets/sidecar/internal/check"
 	"github.com/allowednets/allowednets/sidecar/internal/mirror"
 )

@@ -17,8 +17,8 @@ import (
 
 	checkv1 "github.com/allowednets/allowednets/gen/allowednets/check/v1"
 	decisionv1 "github.com/allowednets/allowednets/gen/allowednets/decision/v1"
-	"github.com/allowednets/allowednets/internal/rpcerr"
 	"github.com/allowednets/allowednets/internal/hops"
+	"github.com/allowednets/allowednets/internal/rpcerr"
 	"github.com/allowednets/allowednets/sidecar/internal/check"
 	"github.com/allowednets/allowednets/sidecar/internal/mirror"
 )
