@@ -1,0 +1,46 @@
+// Package directory knows which domains and mailboxes an operator has.
+package directory
+
+import (
+	"context"
+	"errors"
+
+	"github.com/allowednets/allowednets/internal/allow"
+)
+
+// ErrUnavailable is the error when a database does not answer.
+var ErrUnavailable = errors.New("the directory does not answer")
+
+// Domain is a domain that the operator has.
+type Domain struct {
+	Name      string // canonical
+	Mailboxes int    // how many it has
+}
+
+// Query chooses mailboxes of a domain.
+type Query struct {
+	Search string        // part of the local part, any case; "" for all
+	After  allow.Mailbox // the last mailbox of the page before; the zero value for the first page
+	Limit  int           // most mailboxes on the page; 0 for all
+}
+
+// Page is a part of a domain's mailboxes.
+type Page struct {
+	Mailboxes []allow.Mailbox // ordered by name
+	More      bool            // whether there are mailboxes after these
+	Total     int             // that match the search, on all pages
+}
+
+// File is a directory in a YAML file.
+type File struct{}
+
+// Domains returns the domains, ordered by name: those of only that exist, or all if only is nil.
+func (f *File) Domains(ctx context.Context, only []string) ([]Domain, error) { return nil, nil }
+
+// Mailboxes returns a page of the mailboxes of domain, a canonical domain. Of a domain that is not there it is empty.
+func (f *File) Mailboxes(ctx context.Context, domain string, q Query) (Page, error) {
+	return Page{}, nil
+}
+
+// Has reports whether there is such a mailbox.
+func (f *File) Has(ctx context.Context, m allow.Mailbox) (bool, error) { return false, nil }
