@@ -4,9 +4,12 @@ package login
 import (
 	"context"
 	"errors"
+	"log/slog"
 	"net/http"
 	"net/netip"
 	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
 
 	policyv1 "github.com/allowednets/allowednets/gen/allowednets/policy/v1"
 )
@@ -15,7 +18,21 @@ var errSkeleton = errors.New("not built yet")
 
 // Config says how people log in.
 type Config struct {
-	UsersFile string // local users; "" for none
+	UsersFile      string         // local users; "" for none
+	OIDC           *Client        // nil for none
+	Idle, Lifetime time.Duration  // of a session
+	Secure         bool           // cookies for https only
+	TrustedProxies []netip.Prefix // whose X-Forwarded-For is believed
+	Log            *slog.Logger
+	Metrics        prometheus.Registerer
+}
+
+// Client is what the dashboard is to an OpenID provider.
+type Client struct {
+	Issuer, ID, Secret, RedirectURL string
+	Scopes                          []string
+	NameClaim, GroupsClaim          string
+	RolesFile                       string
 }
 
 // Login is safe for concurrent use.
