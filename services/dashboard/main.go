@@ -25,6 +25,7 @@ import (
 	"github.com/allowednets/allowednets/internal/allow"
 	"github.com/allowednets/allowednets/internal/serve"
 	"github.com/allowednets/allowednets/services/dashboard/internal/directory"
+	"github.com/allowednets/allowednets/services/dashboard/internal/livefile"
 	"github.com/allowednets/allowednets/services/dashboard/internal/login"
 )
 
@@ -98,7 +99,8 @@ type process struct {
 	directory domains
 	conn      *grpc.ClientConn // to the policy service
 	handler   http.Handler
-	jobs      []func(context.Context) error
+	files     *livefile.Watcher
+	closers   []func()
 
 	listener, admin net.Listener // admin is nil if switched off
 }
@@ -120,17 +122,19 @@ func build(ctx context.Context, cfg config, log *slog.Logger) (_ *process, err e
 			return nil, err
 		}
 	}
+	if p.files, err = livefile.NewWatcher(log, p.registry); err != nil {
+		return nil, err
+	}
 	if p.directory, err = p.openDirectory(ctx); err != nil {
 		return nil, err
 	}
 	p.login, err = login.New(login.Config{
-		UsersFile: cfg.Users, OIDC: cfg.oidc, Idle: cfg.SessionIdle, Lifetime: cfg.SessionLifetime, Secure: !cfg.InsecureHTTP,
+		Files: p.files, UsersFile: cfg.Users, OIDC: cfg.oidc, Idle: cfg.SessionIdle, Lifetime: cfg.SessionLifetime, Secure: !cfg.InsecureHTTP,
 		TrustedProxies: cfg.trustedProxies, Log: log, Metrics: p.registry,
 	})
 	if err != nil {
 		return nil, err
 	}
-	p.jobs = append(p.jobs, p.login.Run)
 	p.conn, err = grpc.NewClient(cfg.PolicyAddress, grpc.WithTransportCredentials(cfg.credentials), grpc.WithUserAgent("allowednets-dashboard"),
 		grpc.WithDefaultServiceConfig(`{"loadBalancingConfig":[{"round_robin":{}}]}`), grpc.WithDisableServiceConfig(), grpc.WithNoProxy(),
 		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 15 * time.Second, Timeout: 10 * time.Second, PermitWithoutStream: true}),
@@ -145,8 +149,21 @@ func build(ctx context.Context, cfg config, log *slog.Logger) (_ *process, err e
 // maxMessage bounds an answer of the policy service: a page of 1000 lists with the most entries is below it.
 const maxMessage = 256 << 20
 
-func (p *process) openDirectory(context.Context) (domains, error) {
-	return &directory.File{}, nil
+// openDirectory opens the directory in the form that was chosen.
+func (p *process) openDirectory(ctx context.Context) (domains, error) {
+	if p.cfg.Directory != "" {
+		d, err := directory.OpenFile(p.files, p.cfg.Directory)
+		if err != nil {
+			return nil, fmt.Errorf("--directory: %w", err)
+		}
+		return d, nil
+	}
+	d, err := directory.OpenSQL(ctx, p.cfg.DirectorySQL, p.log, p.registry)
+	if err != nil {
+		return nil, fmt.Errorf("--directory-sql: %w", err)
+	}
+	p.closers = append(p.closers, d.Close)
+	return d, nil
 }
 
 // close closes what build opened. It may be called again.
@@ -156,6 +173,9 @@ func (p *process) close() {
 			_ = lis.Close()
 		}
 	}
+	for _, closer := range p.closers {
+		closer()
+	}
 	if p.conn != nil {
 		_ = p.conn.Close()
 	}
@@ -164,9 +184,7 @@ func (p *process) close() {
 // run serves until ctx ends.
 func (p *process) run(ctx context.Context) error {
 	group, ctx := errgroup.WithContext(ctx)
-	for _, job := range p.jobs {
-		group.Go(func() error { return job(ctx) })
-	}
+	group.Go(func() error { return p.files.Run(ctx) })
 	group.Go(func() error { return serve.HTTP(ctx, p.listener, p.handler, p.log) })
 	if p.admin != nil {
 		group.Go(func() error { return serve.HTTP(ctx, p.admin, serve.Admin(p.registry, ctx.Err), p.log) })

@@ -2,7 +2,6 @@
 package directory
 
 import (
-	"context"
 	"errors"
 
 	"github.com/allowednets/allowednets/internal/allow"
@@ -19,7 +18,7 @@ type Domain struct {
 
 // Query chooses mailboxes of a domain.
 type Query struct {
-	Search string        // part of the local part, any case; "" for all
+	Search string        // part of the local part, or, if it has an @, of the whole name; any case; "" for all
 	After  allow.Mailbox // the last mailbox of the page before; the zero value for the first page
 	Limit  int           // most mailboxes on the page; 0 for all
 }
@@ -30,17 +29,3 @@ type Page struct {
 	More      bool            // whether there are mailboxes after these
 	Total     int             // that match the search, on all pages
 }
-
-// File is a directory in a YAML file.
-type File struct{}
-
-// Domains returns the domains, ordered by name: those of only that exist, or all if only is nil.
-func (f *File) Domains(ctx context.Context, only []string) ([]Domain, error) { return nil, nil }
-
-// Mailboxes returns a page of the mailboxes of domain, a canonical domain. Of a domain that is not there it is empty.
-func (f *File) Mailboxes(ctx context.Context, domain string, q Query) (Page, error) {
-	return Page{}, nil
-}
-
-// Has reports whether there is such a mailbox.
-func (f *File) Has(ctx context.Context, m allow.Mailbox) (bool, error) { return false, nil }

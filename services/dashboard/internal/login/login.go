@@ -12,12 +12,14 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	policyv1 "github.com/allowednets/allowednets/gen/allowednets/policy/v1"
+	"github.com/allowednets/allowednets/services/dashboard/internal/livefile"
 )
 
 var errSkeleton = errors.New("not built yet")
 
 // Config says how people log in.
 type Config struct {
+	Files          *livefile.Watcher
 	UsersFile      string         // local users; "" for none
 	OIDC           *Client        // nil for none
 	Idle, Lifetime time.Duration  // of a session
@@ -40,9 +42,6 @@ type Login struct{}
 
 // New builds it.
 func New(Config) (*Login, error) { return &Login{}, nil }
-
-// Run watches the files until ctx ends.
-func (l *Login) Run(ctx context.Context) error { <-ctx.Done(); return nil }
 
 // Sessions is the middleware that everything below it needs: it finds out who is logged in, for [UserOf], and keeps the
 // session's cookie.
