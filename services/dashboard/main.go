@@ -135,6 +135,7 @@ func build(ctx context.Context, cfg config, log *slog.Logger) (_ *process, err e
 	if err != nil {
 		return nil, err
 	}
+	p.closers = append(p.closers, p.login.Close)
 	p.conn, err = grpc.NewClient(cfg.PolicyAddress, grpc.WithTransportCredentials(cfg.credentials), grpc.WithUserAgent("allowednets-dashboard"),
 		grpc.WithDefaultServiceConfig(`{"loadBalancingConfig":[{"round_robin":{}}]}`), grpc.WithDisableServiceConfig(), grpc.WithNoProxy(),
 		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 15 * time.Second, Timeout: 10 * time.Second, PermitWithoutStream: true}),
