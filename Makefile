@@ -26,6 +26,7 @@ help: ## List the targets
 build: ## Build the static binaries into bin/
 	CGO_ENABLED=0 go build -trimpath -ldflags='-s -w' -o bin/allowednets-policy ./services/policy
 	CGO_ENABLED=0 go build -trimpath -ldflags='-s -w' -o bin/allowednets-sidecar ./sidecar
+	CGO_ENABLED=0 go build -trimpath -ldflags='-s -w' -o bin/allowednets-dashboard ./services/dashboard
 	CGO_ENABLED=0 go build -trimpath -ldflags='-s -w' -o bin/allowednets ./services/cli
 
 # Not `go run`, which answers Ctrl-C with an error.
