@@ -110,7 +110,7 @@ func messages() map[string]message {
 		"address.add":       {"Add", "Hinzufügen"},
 		"address.add.label": {"Add %s to the list", "%s zur Liste hinzufügen"},
 		"address.in":        {"in the list", "in der Liste"},
-		"address.warn":      {"Your address is not in this list. After saving, this mailbox cannot be reached from where you are now.", "Ihre Adresse ist nicht in dieser Liste. Nach dem Speichern ist dieses Postfach von dort, wo Sie gerade sind, nicht erreichbar."},
+		"address.warn":      {"Your address is not in this list: with it, this mailbox cannot be reached from where you are now.", "Ihre Adresse ist nicht in dieser Liste: Mit ihr ist dieses Postfach von dort, wo Sie gerade sind, nicht erreichbar."},
 		"address.private":   {"This is not a public address and cannot be listed: you reach this page on an internal way.", "Das ist keine öffentliche Adresse, sie kann nicht in die Liste: Sie erreichen diese Seite auf einem internen Weg."},
 
 		"problems.title":  {"%d entry cannot be used. Nothing was saved.|%d entries cannot be used. Nothing was saved.", "%d Eintrag ist nicht verwendbar. Es wurde nichts gespeichert.|%d Einträge sind nicht verwendbar. Es wurde nichts gespeichert."},
