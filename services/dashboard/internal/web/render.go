@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"html/template"
 	"net/http"
+	"strings"
 	"time"
 
 	"github.com/allowednets/allowednets/services/dashboard/internal/login"
@@ -36,7 +37,7 @@ func newViews(files assets) (map[string]*view, error) {
 		w := words{tag: tag, texts: texts}
 		v := &view{words: w, pages: make(map[string]*template.Template)}
 		functions := template.FuncMap{
-			"t": w.text, "tn": w.plural, "number": w.number, "clock": w.clock, "nets": netView,
+			"t": w.text, "tn": w.plural, "number": w.number, "clock": w.clock, "nets": netView, "mailbox": breakable,
 			"lang": func() string { return tag }, "languages": languages,
 			"languageName": languageName, "languageCode": languageCode,
 			"iso": func(t time.Time) string { return t.UTC().Format(time.RFC3339) },
@@ -57,6 +58,12 @@ func newViews(files assets) (map[string]*view, error) {
 		views[tag] = v
 	}
 	return views, nil
+}
+
+// breakable lets a mailbox break in front of its @.
+func breakable(mailbox string) template.HTML {
+	local, domain, _ := strings.Cut(mailbox, "@")
+	return template.HTML(template.HTMLEscapeString(local) + "<wbr>@" + template.HTMLEscapeString(domain)) //nolint:gosec // escaped here
 }
 
 // languageName and languageCode name a language in itself.
