@@ -59,6 +59,9 @@ type budget struct{ full time.Time }
 
 // wait is how long until one more can be spent.
 func (b budget) wait(now time.Time, burst int, refill time.Duration) time.Duration {
+	if b.full.Before(now) { // long ago, Sub would be the least duration there is, and less than that overflows
+		return 0
+	}
 	return b.full.Sub(now) - time.Duration(burst-1)*refill
 }
 

@@ -82,14 +82,17 @@ func New(cfg Config) (*Login, error) {
 			return nil, err
 		}
 	}
-	m := scs.New()
-	m.Store, m.IdleTimeout, m.Lifetime, m.HashTokenInStore = kept, cfg.Idle, cfg.Lifetime, true
-	m.Cookie.Name, m.Cookie.Secure, m.Cookie.Persist = cookieName("allowednets", cfg.Secure), cfg.Secure, false
-	m.ErrorFunc = func(w http.ResponseWriter, r *http.Request, err error) {
-		cfg.Log.ErrorContext(r.Context(), "a session cannot be read", "error", err)
-		http.Error(w, http.StatusText(http.StatusInternalServerError), http.StatusInternalServerError)
+	// Not scs.New, which starts a goroutine for a store of its own.
+	l.sessions = &scs.SessionManager{
+		Store: kept, Codec: scs.GobCodec{}, IdleTimeout: cfg.Idle, Lifetime: cfg.Lifetime, HashTokenInStore: true,
+		Cookie: scs.SessionCookie{
+			Name: cookieName("allowednets", cfg.Secure), Path: "/", Secure: cfg.Secure, HttpOnly: true, SameSite: http.SameSiteLaxMode,
+		},
+		ErrorFunc: func(w http.ResponseWriter, r *http.Request, err error) {
+			cfg.Log.ErrorContext(r.Context(), "a session cannot be read", "error", err)
+			http.Error(w, http.StatusText(http.StatusInternalServerError), http.StatusInternalServerError)
+		},
 	}
-	l.sessions = m
 	return l, nil
 }
 
