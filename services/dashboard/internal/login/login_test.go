@@ -86,7 +86,7 @@ func write(t *testing.T, path, content string) {
 }
 
 // serveSite serves a site; change makes its configuration another one.
-func serveSite(t *testing.T, change func(*login.Config)) *site {
+func serveSite(t *testing.T, change func(cfg *login.Config, url string)) *site {
 	t.Helper()
 	s := &site{t: t, metrics: prometheus.NewRegistry(), users: filepath.Join(t.TempDir(), "users.yaml"), slow: make(chan chan<- struct{})}
 	write(t, s.users, users())
@@ -101,7 +101,7 @@ func serveSite(t *testing.T, change func(*login.Config)) *site {
 	}
 	s.Server = httptest.NewUnstartedServer(nil)
 	if change != nil {
-		change(&cfg)
+		change(&cfg, "http://"+s.Listener.Addr().String())
 	}
 	if s.login, err = login.New(cfg); err != nil {
 		t.Fatal(err)
@@ -357,7 +357,7 @@ func TestLogOut(t *testing.T) {
 
 func TestCookie(t *testing.T) {
 	for _, secure := range []bool{false, true} {
-		s := serveSite(t, func(cfg *login.Config) { cfg.Secure = secure })
+		s := serveSite(t, func(cfg *login.Config, _ string) { cfg.Secure = secure })
 		resp, _ := s.browser().logIn("rex", "battery staple")
 		want := "allowednets"
 		if secure {
@@ -495,11 +495,7 @@ func TestNewRefuses(t *testing.T) {
 	} {
 		path := filepath.Join(t.TempDir(), "users")
 		write(t, path, content)
-		files, err := livefile.NewWatcher(slog.New(slog.DiscardHandler), prometheus.NewRegistry())
-		if err != nil {
-			t.Fatal(err)
-		}
-		_, err = login.New(login.Config{Files: files, UsersFile: path, Log: slog.New(slog.DiscardHandler), Metrics: prometheus.NewRegistry()})
+		_, err := login.New(login.Config{Files: newFiles(t), UsersFile: path, Log: discard(), Metrics: registry()})
 		if err == nil || !strings.Contains(err.Error(), want) || strings.Contains(err.Error(), "secret") {
 			t.Errorf("%q: %v", content, err)
 		}
@@ -517,4 +513,16 @@ func TestHashPassword(t *testing.T) {
 			t.Errorf("%q was taken", password)
 		}
 	}
+}
+
+func discard() *slog.Logger          { return slog.New(slog.DiscardHandler) }
+func registry() *prometheus.Registry { return prometheus.NewRegistry() }
+
+func newFiles(t *testing.T) *livefile.Watcher {
+	t.Helper()
+	w, err := livefile.NewWatcher(discard(), registry())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return w
 }
