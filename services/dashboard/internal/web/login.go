@@ -105,6 +105,9 @@ func (s *site) logIn(w http.ResponseWriter, r *http.Request) error {
 }
 
 func (s *site) startOIDC(w http.ResponseWriter, r *http.Request) error {
+	if _, oidc := s.cfg.Login.Ways(); !oidc {
+		return errNotFound
+	}
 	next := login.LocalPath(r.URL.Query().Get("next"))
 	if err := s.cfg.Login.StartOIDC(w, r, next); err != nil {
 		return s.refused(w, r, err, loginPage{Next: next})
@@ -113,6 +116,9 @@ func (s *site) startOIDC(w http.ResponseWriter, r *http.Request) error {
 }
 
 func (s *site) finishOIDC(w http.ResponseWriter, r *http.Request) error {
+	if _, oidc := s.cfg.Login.Ways(); !oidc {
+		return errNotFound
+	}
 	next, err := s.cfg.Login.FinishOIDC(w, r)
 	if err != nil {
 		return s.refused(w, r, err, loginPage{Next: login.LocalPath(next)})

@@ -113,10 +113,9 @@ func messages() map[string]message {
 		"address.warn":      {"Your address is not in this list: with it, this mailbox cannot be reached from where you are now.", "Ihre Adresse ist nicht in dieser Liste: Mit ihr ist dieses Postfach von dort, wo Sie gerade sind, nicht erreichbar."},
 		"address.private":   {"This is not a public address and cannot be listed: you reach this page on an internal way.", "Das ist keine öffentliche Adresse, sie kann nicht in die Liste: Sie erreichen diese Seite auf einem internen Weg."},
 
-		"problems.title":  {"%d entry cannot be used. Nothing was saved.|%d entries cannot be used. Nothing was saved.", "%d Eintrag ist nicht verwendbar. Es wurde nichts gespeichert.|%d Einträge sind nicht verwendbar. Es wurde nichts gespeichert."},
-		"problems.entry":  {"Entry %d", "Eintrag %d"},
-		"problems.use":    {"Use", "Stattdessen"},
-		"problems.length": {"The list", "Die Liste"},
+		"problems.title": {"%d entry cannot be used. Nothing was saved.|%d entries cannot be used. Nothing was saved.", "%d Eintrag ist nicht verwendbar. Es wurde nichts gespeichert.|%d Einträge sind nicht verwendbar. Es wurde nichts gespeichert."},
+		"problems.entry": {"Entry %d", "Eintrag %d"},
+		"problems.use":   {"Use", "Stattdessen"},
 
 		"saved.title":        {"Saved", "Gespeichert"},
 		"saved.same.title":   {"Nothing to change", "Nichts zu ändern"},
@@ -149,8 +148,6 @@ func messages() map[string]message {
 		"restored.text":      {"This is the list that was saved %s. Look at it and save.", "Das ist die Liste, die %s gespeichert wurde. Prüfen Sie sie und speichern Sie."},
 		"restored.none":      {"At that time there was no list. Saving lifts the restriction.", "Damals gab es keine Liste. Speichern hebt die Beschränkung auf."},
 		"restored.missing":   {"That version was not found. Below is the list that is in force.", "Diese Fassung wurde nicht gefunden. Unten steht die Liste, die gilt."},
-		"theirs.title":       {"The list that is in force", "Die Liste, die gilt"},
-		"theirs.text":        {"What you typed was replaced by it.", "Ihre Eingabe wurde durch sie ersetzt."},
 		"refused.title":      {"Not saved", "Nicht gespeichert"},
 		"progress.all":       {"Active on %d of %d server.|Active on %d of %d servers.", "Aktiv auf %d von %d Server.|Aktiv auf %d von %d Servern."},
 		"progress.some":      {"Active on %d of %d server. Waiting for:|Active on %d of %d servers. Waiting for:", "Aktiv auf %d von %d Server. Es fehlt noch:|Aktiv auf %d von %d Servern. Es fehlen noch:"},
