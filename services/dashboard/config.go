@@ -31,20 +31,20 @@ type flags struct {
 
 	PolicyAddress string `env:"ALLOWEDNETS_POLICY_ADDRESS" required:"" placeholder:"HOST:PORT" help:"The policy service."`
 
-	Directory    string `env:"ALLOWEDNETS_DIRECTORY" type:"path" placeholder:"FILE" help:"YAML file of domains and their mailboxes; read again when it changes."`
-	DirectorySQL string `name:"directory-sql" env:"ALLOWEDNETS_DIRECTORY_SQL" type:"path" placeholder:"FILE" help:"YAML file with the address of a database (PostgreSQL or SQLite) and the queries for domains and mailboxes."`
+	Directory    string `env:"ALLOWEDNETS_DIRECTORY" placeholder:"FILE" help:"YAML file of domains and their mailboxes; read again when it changes."`
+	DirectorySQL string `name:"directory-sql" env:"ALLOWEDNETS_DIRECTORY_SQL" placeholder:"FILE" help:"YAML file with the address of a database (PostgreSQL or SQLite) and the queries for domains and mailboxes."`
 
-	Users           string        `env:"ALLOWEDNETS_USERS" type:"path" placeholder:"FILE" help:"YAML file of local users; read again when it changes. 'allowednets-dashboard hash-password' makes its hashes."`
+	Users           string        `env:"ALLOWEDNETS_USERS" placeholder:"FILE" help:"YAML file of local users; read again when it changes. 'allowednets-dashboard hash-password' makes its hashes."`
 	SessionIdle     time.Duration `env:"ALLOWEDNETS_SESSION_IDLE" default:"30m" placeholder:"DURATION" help:"A session ends when it was not used for so long (${default})."`
 	SessionLifetime time.Duration `env:"ALLOWEDNETS_SESSION_LIFETIME" default:"12h" placeholder:"DURATION" help:"A session ends after so long, used or not (${default})."`
 
 	OIDCIssuer           string   `name:"oidc-issuer" env:"ALLOWEDNETS_OIDC_ISSUER" placeholder:"URL" help:"OpenID provider to log in with, as it calls itself. Its redirect URI is <public-url>${callback}."`
 	OIDCClientID         string   `name:"oidc-client-id" env:"ALLOWEDNETS_OIDC_CLIENT_ID" placeholder:"ID" help:"What the provider calls the dashboard."`
-	OIDCClientSecretFile string   `name:"oidc-client-secret-file" env:"ALLOWEDNETS_OIDC_CLIENT_SECRET_FILE" type:"path" placeholder:"FILE" help:"Holds the secret of the client. Default: a public client, protected by PKCE alone."`
+	OIDCClientSecretFile string   `name:"oidc-client-secret-file" env:"ALLOWEDNETS_OIDC_CLIENT_SECRET_FILE" placeholder:"FILE" help:"Holds the secret of the client. Default: a public client, protected by PKCE alone."`
 	OIDCScopes           []string `name:"oidc-scopes" env:"ALLOWEDNETS_OIDC_SCOPES" default:"profile,email" placeholder:"SCOPE,…" help:"Scopes to ask for beside openid (${default}). Some providers want groups too."`
 	OIDCNameClaim        string   `name:"oidc-name-claim" env:"ALLOWEDNETS_OIDC_NAME_CLAIM" default:"email" placeholder:"CLAIM" help:"Claim that names a person in the history of a mailbox (${default}). If it is email, email_verified must be true."`
 	OIDCGroupsClaim      string   `name:"oidc-groups-claim" env:"ALLOWEDNETS_OIDC_GROUPS_CLAIM" default:"groups" placeholder:"CLAIM" help:"Claim with a person's groups (${default}); dots lead into objects, as in realm_access.roles."`
-	OIDCRoles            string   `name:"oidc-roles" env:"ALLOWEDNETS_OIDC_ROLES" type:"path" placeholder:"FILE" help:"YAML file: which group has which role in which domains; read again when it changes."`
+	OIDCRoles            string   `name:"oidc-roles" env:"ALLOWEDNETS_OIDC_ROLES" placeholder:"FILE" help:"YAML file: which group has which role in which domains; read again when it changes."`
 
 	Version kong.VersionFlag `help:"Print the version and exit."`
 }

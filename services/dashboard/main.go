@@ -190,7 +190,11 @@ func (p *process) run(ctx context.Context) error {
 	if p.admin != nil {
 		group.Go(func() error { return serve.HTTP(ctx, p.admin, serve.Admin(p.registry, ctx.Err), p.log) })
 	}
-	p.log.Info("the dashboard started", "version", version(), "address", p.listener.Addr().String(), "policy_address", p.cfg.PolicyAddress)
+	admin := ""
+	if p.admin != nil {
+		admin = p.admin.Addr().String()
+	}
+	p.log.Info("the dashboard started", "version", version(), "address", p.listener.Addr().String(), "admin_address", admin, "policy_address", p.cfg.PolicyAddress)
 	return group.Wait()
 }
 
