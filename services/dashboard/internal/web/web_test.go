@@ -328,7 +328,7 @@ func TestLiftConflict(t *testing.T) {
 	b.get(panelOf(alice))
 	b.edit("", "save").wants(200, "Beschränkung von alice@example.org aufheben?")
 	w.policy.put(alice, "dave", "9.9.9.9")
-	b.edit("=", "lift").wants(409, "dave hat am 03.11.2026, 12:02 UTC eine andere Liste gespeichert", "Ihre Keine Liste: jede Adresse")
+	b.edit("=", "lift").wants(409, "dave hat am 03.11.2026, 12:02 UTC eine andere Liste gespeichert", "Ihre Fassung Keine Liste: jede Adresse")
 	b.edit("=", "save").wants(200, "aufheben?")
 	b.edit("=", "lift").wants(200, "Beschränkung aufgehoben")
 }

@@ -30,7 +30,7 @@ function take(html, changesText) {
   }
 }
 
-let latest = 0; // a slow answer does not undo a later one
+let sent = false, latest = 0; // a slow answer does not undo a later one
 async function ask(button, action) {
   const mine = ++latest;
   const data = new URLSearchParams(new FormData(form, button));
@@ -45,6 +45,7 @@ async function ask(button, action) {
 form?.addEventListener("submit", async event => {
   const button = event.submitter;
   if (!button?.dataset.inline) {
+    sent = true;
     typed = form.elements.text?.value;
     return;
   }
@@ -58,9 +59,10 @@ form?.addEventListener("submit", async event => {
   }
 });
 
-form?.elements.text?.addEventListener("change", event => {
-  if (event.target.value.trim() !== "") ask(null, "validate").catch(() => {}); // Save says it again
-});
+// Not at once: what appears would move a button away under the click that ended the typing.
+form?.elements.text?.addEventListener("change", event => setTimeout(() => {
+  if (!sent && event.target.value.trim() !== "") ask(null, "validate").catch(() => {}); // Save says it again
+}, 250));
 
 addEventListener("beforeunload", event => {
   if (form?.elements.text && form.elements.text.value !== typed) event.preventDefault();
