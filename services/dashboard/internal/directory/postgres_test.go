@@ -76,7 +76,9 @@ func startPostgres(t *testing.T) *postgres {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p.port = lis.Addr().(*net.TCPAddr).Port
+	if addr, ok := lis.Addr().(*net.TCPAddr); ok {
+		p.port = addr.Port
+	}
 	_ = lis.Close()
 	p.start()
 	t.Cleanup(p.stop)

@@ -165,7 +165,7 @@ func (s *SQL) open(dir string) error {
 		}
 		s.ask = s.askSQLite
 	default:
-		return errors.New("the dsn must begin with postgres: or sqlite:")
+		return errors.New("the dsn must begin with postgres: or sqlite: and say where the database is")
 	}
 	s.db.SetMaxOpenConns(4)
 	s.db.SetConnMaxLifetime(5 * time.Minute)

@@ -10,6 +10,7 @@ import (
 	"io"
 	"log/slog"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -106,7 +107,7 @@ func Open[T any](w *Watcher, name, path string, parse func([]byte) (T, error)) (
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.files = append(w.files[:len(w.files):len(w.files)], f)
+	w.files = append(slices.Clip(w.files), f)
 	return f, nil
 }
 

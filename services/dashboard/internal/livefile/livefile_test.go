@@ -216,7 +216,7 @@ func TestDecode(t *testing.T) {
 	for text, want := range map[string]string{
 		"":                     "",
 		"name: a\nlist: [b]":   "",
-		"name: a\nnmae: b":     "line 2: field nmae not found",
+		"name: a\nother: b":    "line 2: field other not found",
 		"name: [a]":            "line 1",
 		"name: a\n---\nlist: ": "more than one YAML document",
 		"name: 'a":             "yaml: ",

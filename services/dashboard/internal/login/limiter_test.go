@@ -17,7 +17,7 @@ type clock struct {
 }
 
 func newClock() *clock {
-	return &clock{newLimiter(prometheus.NewCounter(prometheus.CounterOpts{Name: "x"})), time.Now()}
+	return &clock{newLimiter(prometheus.NewCounter(prometheus.CounterOpts{Name: "dropped_total", Help: "Dropped."})), time.Now()}
 }
 
 func (c *clock) try(account, from string) time.Duration {
@@ -140,7 +140,7 @@ func TestSuccessCostsNothing(t *testing.T) {
 }
 
 func TestBoundedMemory(t *testing.T) {
-	dropped := prometheus.NewCounter(prometheus.CounterOpts{Name: "x"})
+	dropped := prometheus.NewCounter(prometheus.CounterOpts{Name: "dropped_total", Help: "Dropped."})
 	r := newRecent[int, int](3, dropped)
 	for i := range 10 {
 		r.put(i, i)

@@ -181,8 +181,18 @@ func (s *site) browser() *browser {
 	}}
 }
 
-// do returns the answer with its body read.
-func (b *browser) do(method, target string, form url.Values) (*http.Response, string) {
+// answer is a response without its body.
+type answer struct {
+	StatusCode int
+	Status     string
+	Header     http.Header
+}
+
+// Cookies are those that it sets.
+func (a answer) Cookies() []*http.Cookie { return (&http.Response{Header: a.Header}).Cookies() }
+
+// do returns the answer and its body.
+func (b *browser) do(method, target string, form url.Values) (answer, string) {
 	b.site.t.Helper()
 	if strings.HasPrefix(target, "/") {
 		target = b.site.URL + target
@@ -204,10 +214,10 @@ func (b *browser) do(method, target string, form url.Values) (*http.Response, st
 	if err != nil {
 		b.site.t.Fatal(err)
 	}
-	return resp, string(body)
+	return answer{resp.StatusCode, resp.Status, resp.Header}, string(body)
 }
 
-func (b *browser) logIn(name, password string) (*http.Response, string) {
+func (b *browser) logIn(name, password string) (answer, string) {
 	b.site.t.Helper()
 	return b.do(http.MethodPost, "/login", url.Values{"name": {name}, "password": {password}, "next": {"/there"}})
 }

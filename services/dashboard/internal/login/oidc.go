@@ -154,7 +154,7 @@ func parsePending(s string) (pending, bool) {
 }
 
 func (l *Login) pendingCookie(value string, maxAge int) *http.Cookie {
-	return &http.Cookie{
+	return &http.Cookie{ //nolint:gosec // Secure unless --insecure-http says that there is no https
 		Name: cookieName("allowednets-oidc", l.cfg.Secure), Value: value, Path: "/", MaxAge: maxAge,
 		Secure: l.cfg.Secure, HttpOnly: true, SameSite: http.SameSiteLaxMode, // the provider sends the browser back from another site
 	}

@@ -3,6 +3,8 @@ package login
 import "time"
 
 // Refusal says why somebody was not logged in.
+//
+//nolint:errname // what a page shows, more than a failure
 type Refusal struct {
 	Reason Reason
 	Wait   time.Duration // with [TooManyAttempts] and [Busy]: how long to wait, for Retry-After
@@ -21,7 +23,7 @@ type Reason string
 
 // The reasons, each with what the page should say.
 const (
-	WrongCredentials    Reason = "wrong_credentials"    // user name or password is wrong
+	WrongCredentials    Reason = "wrong_credentials"    //nolint:gosec // user name or password is wrong; no credential
 	TooManyAttempts     Reason = "too_many_attempts"    // wait, see Refusal.Wait
 	Busy                Reason = "busy"                 // too many logins at this moment
 	NoAccess            Reason = "no_access"            // the provider knows them, but they have no rights here: ask the operator
