@@ -81,7 +81,7 @@ func TestExpiry(t *testing.T) {
 
 func TestStore(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		evicted := prometheus.NewCounter(prometheus.CounterOpts{Name: "x"})
+		evicted := prometheus.NewCounter(prometheus.CounterOpts{Name: "evicted_total", Help: "Evicted."})
 		s := newStore(evicted)
 		commit := func(token string, after time.Duration) {
 			t.Helper()
