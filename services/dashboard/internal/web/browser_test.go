@@ -1,10 +1,12 @@
 package web
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"net"
 	"net/http"
 	"net/http/cookiejar"
@@ -69,7 +71,12 @@ func newWorldWith(t *testing.T, mailboxes string) *world {
 	policyv1.RegisterPolicyServiceServer(server, w.policy)
 	served := make(chan error, 1)
 	go func() { served <- server.Serve(lis) }()
-	t.Cleanup(func() { server.Stop(); <-served })
+	t.Cleanup(func() {
+		server.Stop()
+		if err := <-served; err != nil {
+			t.Error(err)
+		}
+	})
 	conn, err := grpc.NewClient("passthrough:policy", grpc.WithTransportCredentials(insecure.NewCredentials()),
 		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return lis.DialContext(ctx) }))
 	if err != nil {
@@ -166,14 +173,19 @@ func (b *browser) post(path string, form url.Values) *shownPage {
 
 func (b *browser) send(method, path string, form url.Values) *shownPage {
 	b.t.Helper()
+	return b.sendBody(method, path, form.Encode())
+}
+
+func (b *browser) sendBody(method, path, body string) *shownPage {
+	b.t.Helper()
 	path, _, _ = strings.Cut(path, "#")
-	req, err := http.NewRequestWithContext(b.t.Context(), method, b.url+path, strings.NewReader(form.Encode()))
+	req, err := http.NewRequestWithContext(b.t.Context(), method, b.url+path, strings.NewReader(body))
 	if err != nil {
 		b.t.Fatal(err)
 	}
 	req.Header = b.header.Clone()
 	req.Header.Set("Accept-Language", b.language)
-	if form != nil {
+	if method == http.MethodPost {
 		req.Header.Set("Content-Type", "application/x-www-form-urlencoded")
 	}
 	resp, err := b.client.Do(req)
@@ -181,15 +193,15 @@ func (b *browser) send(method, path string, form url.Values) *shownPage {
 		b.t.Fatal(err)
 	}
 	defer func() { _ = resp.Body.Close() }()
-	body, err := io.ReadAll(resp.Body)
+	answer, err := io.ReadAll(resp.Body)
 	if err != nil {
 		b.t.Fatal(err)
 	}
-	root, err := html.Parse(strings.NewReader(string(body)))
+	root, err := html.Parse(bytes.NewReader(answer))
 	if err != nil {
 		b.t.Fatal(err)
 	}
-	b.seen = &shownPage{t: b.t, status: resp.StatusCode, path: resp.Request.URL.RequestURI(), header: resp.Header, body: string(body), root: root}
+	b.seen = &shownPage{t: b.t, status: resp.StatusCode, path: resp.Request.URL.RequestURI(), header: resp.Header, root: root}
 	return b.seen
 }
 
@@ -231,9 +243,7 @@ func (b *browser) submit(form *html.Node, button string, typed url.Values) *show
 	if !pressed {
 		b.t.Fatalf("there is no button %q on %s:\n%s", button, b.seen.path, b.seen.text())
 	}
-	for name, value := range typed {
-		values[name] = value
-	}
+	maps.Copy(values, typed)
 	if attr(form, "method") != "post" {
 		return b.get(target + "?" + values.Encode())
 	}
@@ -261,7 +271,6 @@ type shownPage struct {
 	status int
 	path   string
 	header http.Header
-	body   string
 	root   *html.Node
 }
 

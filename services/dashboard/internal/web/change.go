@@ -65,7 +65,7 @@ func (s *site) changeMailbox(w http.ResponseWriter, r *http.Request, at place) e
 	case actionSave, actionLift:
 		return s.save(w, r, at, p, action)
 	case actionTheirs:
-		http.Redirect(w, r, p.URL, http.StatusSeeOther)
+		redirect(w, r, http.StatusSeeOther, p.URL)
 		return nil
 	case actionResume:
 		p.Focus, p.Notice = "notice", &notice{Kind: "info", Title: v.text("resumed.title"), Text: v.text("resumed.text")}
@@ -134,7 +134,7 @@ func (s *site) save(w http.ResponseWriter, r *http.Request, at place, p *panel, 
 	if !changed {
 		more = append(more, "same", "1")
 	}
-	http.Redirect(w, r, mailboxURL(at.mailbox, "", readListState(r.URL.Query(), at.domain), more...), http.StatusSeeOther)
+	redirect(w, r, http.StatusSeeOther, mailboxURL(at.mailbox, "", readListState(r.URL.Query(), at.domain), more...))
 	return nil
 }
 

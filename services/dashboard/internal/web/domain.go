@@ -12,7 +12,7 @@ import (
 
 const (
 	rowsPerPage = 100
-	// chunk is how many mailboxes of the directory are looked at at once.
+	// chunk is how many mailboxes of the directory are read at once.
 	chunk = 1000
 )
 

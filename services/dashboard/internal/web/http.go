@@ -18,6 +18,11 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 )
 
+// redirect sends the browser to a path of this site: one that we made, or that login.LocalPath has looked at.
+func redirect(w http.ResponseWriter, r *http.Request, status int, path string) {
+	http.Redirect(w, r, path, status) //nolint:gosec // see above
+}
+
 // maxBody bounds a form: the longest text an operator can permit (512 KiB) with every character escaped.
 const maxBody = 2 << 20
 

@@ -121,9 +121,9 @@ func (s *site) setLanguage(w http.ResponseWriter, r *http.Request) error {
 	if s.views[tag] == nil {
 		return errNotFound
 	}
-	http.SetCookie(w, &http.Cookie{
+	http.SetCookie(w, &http.Cookie{ //nolint:gosec // Secure as browsers come
 		Name: languageCookie, Value: tag, Path: "/", MaxAge: 365 * 24 * 60 * 60, Secure: s.cfg.Secure, HttpOnly: true, SameSite: http.SameSiteLaxMode,
 	})
-	http.Redirect(w, r, login.LocalPath(r.PostForm.Get("next")), http.StatusSeeOther)
+	redirect(w, r, http.StatusSeeOther, login.LocalPath(r.PostForm.Get("next")))
 	return nil
 }

@@ -47,7 +47,7 @@ func (s *site) askLogin(w http.ResponseWriter, r *http.Request) {
 		if r.URL.Path != "/domains" {
 			target += "?" + url.Values{"next": {r.URL.RequestURI()}}.Encode()
 		}
-		http.Redirect(w, r, target, http.StatusSeeOther)
+		redirect(w, r, http.StatusSeeOther, target)
 	default:
 		if err := parseForm(r); err != nil {
 			s.fail(w, r, err)
@@ -55,7 +55,7 @@ func (s *site) askLogin(w http.ResponseWriter, r *http.Request) {
 		}
 		fields := kept(r.PostForm)
 		if fields == nil {
-			http.Redirect(w, r, "/login", http.StatusSeeOther)
+			redirect(w, r, http.StatusSeeOther, "/login")
 			return
 		}
 		next := *r.URL
@@ -79,7 +79,7 @@ func (s *site) renderLogin(w http.ResponseWriter, r *http.Request, status int, p
 func (s *site) showLogin(w http.ResponseWriter, r *http.Request) error {
 	next := login.LocalPath(r.URL.Query().Get("next"))
 	if _, ok := login.UserOf(r.Context()); ok {
-		http.Redirect(w, r, next, http.StatusSeeOther)
+		redirect(w, r, http.StatusSeeOther, next)
 		return nil
 	}
 	return s.renderLogin(w, r, http.StatusOK, loginPage{Next: next})
@@ -97,10 +97,10 @@ func (s *site) logIn(w http.ResponseWriter, r *http.Request) error {
 	}
 	if form.Has("text") && strings.HasPrefix(next, "/domains/") {
 		// The browser sends the form once more, to the page of the mailbox, which goes on with what was typed.
-		http.Redirect(w, r, next, http.StatusTemporaryRedirect)
+		redirect(w, r, http.StatusTemporaryRedirect, next)
 		return nil
 	}
-	http.Redirect(w, r, next, http.StatusSeeOther)
+	redirect(w, r, http.StatusSeeOther, next)
 	return nil
 }
 
@@ -123,7 +123,7 @@ func (s *site) finishOIDC(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return s.refused(w, r, err, loginPage{Next: login.LocalPath(next)})
 	}
-	http.Redirect(w, r, next, http.StatusSeeOther)
+	redirect(w, r, http.StatusSeeOther, next)
 	return nil
 }
 
@@ -172,6 +172,6 @@ func (s *site) logOut(w http.ResponseWriter, r *http.Request) error {
 	if err := s.cfg.Login.LogOut(r.Context()); err != nil {
 		return fmt.Errorf("logging out: %w", err)
 	}
-	http.Redirect(w, r, "/login", http.StatusSeeOther)
+	redirect(w, r, http.StatusSeeOther, "/login")
 	return nil
 }

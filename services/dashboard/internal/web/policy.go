@@ -34,7 +34,7 @@ func call[Req, Resp any](ctx context.Context, rpc func(context.Context, Req, ...
 		if err == nil || attempt == maxAttempts || ctx.Err() != nil || status.Code(err) != codes.Unavailable && status.Code(err) != codes.DeadlineExceeded {
 			return resp, err
 		}
-		wait := time.NewTimer(rand.N(backoff << attempt))
+		wait := time.NewTimer(rand.N(backoff << attempt)) //nolint:gosec // jitter
 		select {
 		case <-wait.C:
 		case <-ctx.Done():

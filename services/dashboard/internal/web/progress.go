@@ -73,7 +73,7 @@ func pause(ctx context.Context, d time.Duration) bool {
 func (s *site) showProgress(w http.ResponseWriter, r *http.Request, at place) error {
 	revision := r.URL.Query().Get("revision")
 	if !partly(r) {
-		http.Redirect(w, r, mailboxURL(at.mailbox, "", readListState(r.URL.Query(), at.domain), "saved", revision), http.StatusSeeOther)
+		redirect(w, r, http.StatusSeeOther, mailboxURL(at.mailbox, "", readListState(r.URL.Query(), at.domain), "saved", revision))
 		return nil
 	}
 	return s.part(w, r, "progress", s.progress(r, at, revision))

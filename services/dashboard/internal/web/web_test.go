@@ -132,7 +132,6 @@ func TestPages(t *testing.T) {
 	type box struct{ listed, restricted bool }
 	model := make(map[string]box)
 	listing.WriteString("domains:\n  example.org:\n")
-	w := (*world)(nil)
 	var restricted []string
 	for i := range 1350 {
 		name := fmt.Sprintf("u%04d.%c", i, 'a'+i%7)
@@ -145,7 +144,7 @@ func TestPages(t *testing.T) {
 		}
 		model[name+"@example.org"] = state
 	}
-	w = newWorldWith(t, listing.String())
+	w := newWorldWith(t, listing.String())
 	for _, name := range restricted {
 		w.policy.put(name, "carol", "8.8.8.8")
 	}
@@ -203,7 +202,7 @@ func TestSave(t *testing.T) {
 		t.Errorf("pressed twice, it was saved %d times", w.policy.saves)
 	}
 	b.get("/domains/example.org").wants(200, "alice@example.org 2 networks")
-	if id := strings.SplitN(b.seen.link("Edit "+alice), "#", 2)[0]; id == "" || b.seen.id(anchor(mailbox(t, alice))) == nil {
+	if b.seen.id(anchor(mailbox(t, alice))) == nil {
 		t.Error("the row has no id to come back to")
 	}
 	// A link to "saved" does not make it true.
@@ -551,13 +550,9 @@ func TestBodies(t *testing.T) {
 	b.post("/language", large).wants(413)
 	b.post(panelOf(alice), url.Values{"action": {"save"}, "text": {strings.Repeat("8.8.8.8\n", 60_000)}}).wants(422, "cannot be used")
 	b.post(panelOf(alice), url.Values{"action": {"explode"}, "text": {"x"}}).wants(400, "could not be read")
-	resp, err := b.client.Post(b.url+panelOf(alice), "application/x-www-form-urlencoded", strings.NewReader("%zz"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	_ = resp.Body.Close()
-	if resp.StatusCode != 400 || w.policy.saves != 0 {
-		t.Errorf("status %d, %d saves", resp.StatusCode, w.policy.saves)
+	b.sendBody(http.MethodPost, panelOf(alice), "%zz").wants(400, "could not be read")
+	if w.policy.saves != 0 {
+		t.Errorf("%d saves", w.policy.saves)
 	}
 }
 
