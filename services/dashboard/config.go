@@ -105,6 +105,9 @@ func (f flags) validateAddresses() error {
 	if host, port, err := net.SplitHostPort(f.PolicyAddress); err != nil || host == "" || port == "" {
 		return fmt.Errorf("--policy-address=%q is not of the form HOST:PORT", f.PolicyAddress)
 	}
+	if f.InsecureHTTP && !serve.IsLoopback(f.Listen) {
+		return fmt.Errorf("--insecure-http works only with a --listen on loopback, such as 127.0.0.1:8080, not with %q: passwords could be read on the way", f.Listen)
+	}
 	if f.InsecurePlaintext && !serve.IsLoopback(f.PolicyAddress) {
 		return fmt.Errorf("--insecure-plaintext works only with a --policy-address on loopback, not with %q", f.PolicyAddress)
 	}

@@ -88,6 +88,8 @@ func TestUsage(t *testing.T) {
 		{[]string{"word"}, "unexpected argument word"},
 		{[]string{"--listen="}, "[HOST]:PORT"},
 		{[]string{"--listen=8080"}, "[HOST]:PORT"},
+		{[]string{"--listen=:8080"}, "--insecure-http works only with a --listen on loopback"},
+		{[]string{"--listen=192.0.2.1:8080"}, "--insecure-http works only with a --listen on loopback"},
 		{[]string{"--admin-listen=7492"}, "[HOST]:PORT"},
 		{[]string{"--policy-address=policy.example"}, "HOST:PORT"},
 		{[]string{"--policy-address=policy.example:7443"}, "only with a --policy-address on loopback"},
