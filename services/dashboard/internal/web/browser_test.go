@@ -16,6 +16,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -35,6 +36,9 @@ import (
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 const password = "correct horse"
+
+// passwordHash is made once: it is meant to be slow.
+var passwordHash = sync.OnceValue(func() string { return must(login.HashPassword(password)) })
 
 // The people of the tests. Each has the rights that the users file below gives.
 const (
@@ -84,10 +88,7 @@ func newWorldWith(t *testing.T, mailboxes string) *world {
 	}
 	t.Cleanup(func() { _ = conn.Close() })
 
-	hash, err := login.HashPassword(password)
-	if err != nil {
-		t.Fatal(err)
-	}
+	hash := passwordHash()
 	users := "users:\n"
 	for _, rights := range []string{
 		owner + "\n    administrator: [example.org, empty.example]", auditor + "\n    auditor: [example.org]",

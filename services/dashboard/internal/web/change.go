@@ -145,8 +145,9 @@ func (s *site) renderRefusal(w http.ResponseWriter, r *http.Request, at place, p
 		p.Focus = "problems"
 		return s.renderPanel(w, r, http.StatusUnprocessableEntity, at, p)
 	}
-	mismatch := isReason(err, decisionv1.ErrorReason_ERROR_REASON_ETAG_MISMATCH)
-	if !mismatch && !isReason(err, decisionv1.ErrorReason_ERROR_REASON_REQUEST_ID_REUSED) {
+	reason := rpcerr.Reason(err)
+	mismatch := reason == decisionv1.ErrorReason_ERROR_REASON_ETAG_MISMATCH
+	if !mismatch && reason != decisionv1.ErrorReason_ERROR_REASON_REQUEST_ID_REUSED {
 		return s.renderFailure(w, r, at, p, err)
 	}
 	if err := s.refresh(r.Context(), p); err != nil {

@@ -149,7 +149,7 @@ func (s *site) refused(w http.ResponseWriter, r *http.Request, err error, p logi
 	case login.LoginExpired:
 		p.Problem = v.text("login.login_expired")
 	case login.NoAccess:
-		data := struct{ Title, Text, Detail, Again string }{Title: v.text("noaccess.title"), Text: v.text("login.no_access"), Again: "/login"}
+		data := problemPage{Title: v.text("noaccess.title"), Text: v.text("login.no_access"), Again: "/login"}
 		return s.render(w, r, http.StatusForbidden, "problem", page{Title: data.Title, View: data})
 	default:
 		p.Problem = v.text("login.failed")

@@ -88,6 +88,7 @@ func messages() map[string]message {
 		"panel.history":      {"History", "Verlauf"},
 		"panel.restricted":   {"Can be reached from %d network only.|Can be reached from %d networks only.", "Nur von %d Netz aus erreichbar.|Nur von %d Netzen aus erreichbar."},
 		"panel.unrestricted": {"Can be reached from every address.", "Von jeder Adresse aus erreichbar."},
+		"panel.unknown":      {"The saved list is not known at the moment.", "Die gespeicherte Liste ist gerade nicht bekannt."},
 		"panel.saved-by":     {"Saved by %s,", "Gespeichert von %s,"},
 		"gone.title":         {"This mailbox is not in the directory", "Dieses Postfach ist nicht im Verzeichnis"},
 		"gone.text":          {"Its list is still enforced, also for whoever gets this name next. If it is not needed any more, empty the field and save.", "Seine Liste gilt weiter, auch für jeden, der diesen Namen neu bekommt. Wenn sie nicht mehr gebraucht wird, leeren Sie das Feld und speichern Sie."},

@@ -2,7 +2,6 @@ package web
 
 import (
 	"context"
-	"errors"
 	"net/http"
 	"net/netip"
 	"slices"
@@ -282,9 +281,4 @@ func (v *view) refusal(n *policyv1.InvalidNet) string {
 		sentence += " " + v.text("refusal.block", n.GetBlock())
 	}
 	return sentence
-}
-
-// lists of a change, as [errors.As] finds them in its error.
-func isReason(err error, reason decisionv1.ErrorReason) bool {
-	return err != nil && !errors.Is(err, context.Canceled) && rpcerr.Reason(err) == reason
 }

@@ -20,6 +20,9 @@ type problem struct {
 	again  bool // trying again may help
 }
 
+// problemPage is what the template shows.
+type problemPage struct{ Title, Text, Again string }
+
 // problemOf is the one place that turns errors into pages.
 func problemOf(err error) problem {
 	reason := rpcerr.Reason(err)
@@ -65,7 +68,7 @@ func (s *site) fail(w http.ResponseWriter, r *http.Request, err error) {
 
 func (s *site) answer(w http.ResponseWriter, r *http.Request, p problem) {
 	v := s.view(r)
-	data := struct{ Title, Text, Detail, Again string }{Title: v.text(p.key + ".title"), Text: v.text(p.key + ".text")}
+	data := problemPage{Title: v.text(p.key + ".title"), Text: v.text(p.key + ".text")}
 	if p.again && r.Method == http.MethodGet {
 		data.Again = r.URL.RequestURI()
 	}

@@ -346,6 +346,7 @@ func TestUnanswered(t *testing.T) {
 	if b.seen.field() != "9.9.9.9" {
 		t.Errorf("the field holds %q", b.seen.field())
 	}
+	b.seen.lacks("Can be reached from")
 	b.edit("=", "validate").wants(503, "The list was not checked")
 	b.submit(b.seen.id("edit"), "check", url.Values{"client": {"1.1.1.1"}}).wants(503, "does not answer")
 	b.get(panelOf(alice)).wants(503, "The policy service does not answer", "They are still enforced as they were")
