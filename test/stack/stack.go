@@ -258,6 +258,7 @@ type DashboardConfig struct {
 	Policy           string // address of the policy service
 	Listen, Admin    string
 	Directory, Users string // files
+	PublicURL        string // empty: browsers come over plain HTTP
 	AdditionalArgs   []string
 }
 
@@ -275,7 +276,12 @@ func (s *Stack) StartDashboard(cfg DashboardConfig) (*Dashboard, error) {
 	if err := s.chooseAddresses(&cfg.Listen, &cfg.Admin); err != nil {
 		return nil, err
 	}
-	args := append([]string{"--listen", cfg.Listen, "--admin-listen", cfg.Admin, "--insecure-http", "--policy-address", cfg.Policy}, tlsArgs(s.dashboard)...)
+	args := append([]string{"--listen", cfg.Listen, "--admin-listen", cfg.Admin, "--policy-address", cfg.Policy}, tlsArgs(s.dashboard)...)
+	if cfg.PublicURL == "" {
+		args = append(args, "--insecure-http")
+	} else {
+		args = append(args, "--public-url", cfg.PublicURL)
+	}
 	if cfg.Directory != "" {
 		args = append(args, "--directory", cfg.Directory)
 	}
