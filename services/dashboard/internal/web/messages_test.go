@@ -11,7 +11,6 @@ import (
 	"testing"
 	"time"
 
-	"golang.org/x/net/html"
 	"google.golang.org/protobuf/reflect/protoreflect"
 
 	decisionv1 "github.com/allowednets/allowednets/gen/allowednets/decision/v1"
@@ -19,8 +18,6 @@ import (
 	"github.com/allowednets/allowednets/internal/allow"
 	"github.com/allowednets/allowednets/services/dashboard/internal/login"
 )
-
-type htmlNode = html.Node
 
 func must[T any](v T, err error) T {
 	if err != nil {

@@ -13,6 +13,7 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"golang.org/x/net/html"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	policyv1 "github.com/allowednets/allowednets/gen/allowednets/policy/v1"
@@ -590,7 +591,7 @@ func TestHeaders(t *testing.T) {
 			t.Errorf("%s: %v", path, h)
 		}
 	}
-	n := b.seen.find(func(n *htmlNode) bool { return attr(n, "rel") == "stylesheet" })
+	n := b.seen.find(func(n *html.Node) bool { return attr(n, "rel") == "stylesheet" })
 	if h := b.get(attr(n, "href")).header; !strings.Contains(h.Get("Cache-Control"), "immutable") || !strings.HasPrefix(h.Get("Content-Type"), "text/css") {
 		t.Errorf("%v", h)
 	}
@@ -600,14 +601,14 @@ func TestLanguage(t *testing.T) {
 	b := newWorld(t).browser(nobody)
 	for accept, want := range map[string]string{"de-AT,de;q=0.9": "de", "fr": "en", "": "en", "fr, de;q=0.5": "de", "\x00;;": "en", "en-GB, de": "en"} {
 		b.language = strings.ReplaceAll(accept, "\x00", "!")
-		if got := attr(b.get("/login").find(func(n *htmlNode) bool { return n.Data == "html" }), "lang"); got != want {
+		if got := attr(b.get("/login").find(func(n *html.Node) bool { return n.Data == "html" }), "lang"); got != want {
 			t.Errorf("%q gets %s", accept, got)
 		}
 	}
 	b.language = "en"
 	b.get("/login?next=%2Fdomains%2Fexample.org")
 	b.submit(b.seen.form("/language"), "de", nil).wants(200, "Benutzername")
-	if next := attr(b.seen.find(func(n *htmlNode) bool { return attr(n, "name") == "next" && n.Parent.Parent.Data != "header" }), "value"); next != "/domains/example.org" {
+	if next := attr(b.seen.find(func(n *html.Node) bool { return attr(n, "name") == "next" && n.Parent.Parent.Data != "header" }), "value"); next != "/domains/example.org" {
 		t.Errorf("next is %q", next)
 	}
 	b.post("/language", url.Values{"language": {"xx"}}).wants(404)
@@ -714,4 +715,34 @@ func TestMetrics(t *testing.T) {
 		}
 	}
 	t.Error("the metric is missing")
+}
+
+// TestLoginAtAProvider: what somebody typed stays on the page while they log in in another tab, and goes on from there.
+func TestLoginAtAProvider(t *testing.T) {
+	show := func(p loginPage) *shownPage {
+		var b bytes.Buffer
+		if err := viewIn(t, "en").pages["login"].ExecuteTemplate(&b, "layout", page{Title: "x", View: p}); err != nil {
+			t.Fatal(err)
+		}
+		return &shownPage{t: t, status: 200, path: "login", root: must(html.Parse(&b))}
+	}
+	plain := show(loginPage{OIDC: true, Next: "/domains/example.org?q=a&show=restricted"})
+	if got := plain.link("Log in with your organisation"); got != "/login/oidc?next=%2fdomains%2fexample.org%3fq%3da%26show%3drestricted" || plain.id("user") != nil {
+		t.Errorf("it leads to %s", got)
+	}
+	next := panelOf(alice)
+	expired := show(loginPage{OIDC: true, Next: next, Mailbox: alice, Text: "half", Kept: kept(url.Values{"text": {"half"}, "etag": {"1-2"}})})
+	expired.wants(200, "half", "1. Log in with your organisation (new tab)", "2. Logged in? Go on here")
+	form := expired.form(next)
+	if form == nil || expired.find(func(n *html.Node) bool { return attr(n, "name") == "etag" && attr(n, "value") == "1-2" }) == nil {
+		t.Error("nothing to go on with")
+	}
+}
+
+func TestSecure(t *testing.T) {
+	rec := httptest.NewRecorder()
+	headers(true, http.NotFoundHandler()).ServeHTTP(rec, httptest.NewRequestWithContext(t.Context(), http.MethodGet, "/", nil))
+	if rec.Header().Get("Strict-Transport-Security") == "" {
+		t.Error("no HSTS")
+	}
 }
