@@ -116,6 +116,7 @@ func TestDomains(t *testing.T) {
 	b.get(b.seen.link("")) // nothing
 	b.get("/domains/example.org")
 	b.seen.wants(200, "All 5", "Restricted 2", "Unrestricted 3", "gone@example.org not in the directory 1 network", "alice@example.org Every address")
+	b.get("/domains/example.org?show=restricted").wants(200, "bob@example.org 1 network", "gone@example.org not in the directory 1 network")
 	b.get("/domains/empty.example").wants(200, "No mailboxes yet")
 	w.browser(newcomer).seen.wants(200, "No domains yet", "Ask your provider")
 	b.language = "de"
