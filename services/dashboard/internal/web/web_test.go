@@ -718,7 +718,7 @@ func TestMetrics(t *testing.T) {
 	t.Error("the metric is missing")
 }
 
-// TestLoginAtAProvider: what somebody typed stays on the page while they log in in another tab, and goes on from there.
+// TestLoginAtAProvider: what somebody typed stays on the page during a login in another tab, and goes on from there.
 func TestLoginAtAProvider(t *testing.T) {
 	show := func(p loginPage) *shownPage {
 		var b bytes.Buffer
