@@ -18,7 +18,7 @@ import (
 // Axe is the script of axe-core.
 type Axe string
 
-// LoadAxe reads the script where `make build` put it.
+// LoadAxe reads the script where `make axe` put it.
 func LoadAxe() (Axe, error) {
 	root, err := stack.Root()
 	if err != nil {
@@ -26,7 +26,7 @@ func LoadAxe() (Axe, error) {
 	}
 	script, err := os.ReadFile(filepath.Join(root, "tools", "axe", "node_modules", "axe-core", "axe.min.js"))
 	if errors.Is(err, fs.ErrNotExist) {
-		err = fmt.Errorf("axe-core is missing, run `make axe` first: %w", err)
+		err = fmt.Errorf("axe-core is missing, run make axe first: %w", err)
 	}
 	return Axe(script), err
 }

@@ -24,12 +24,13 @@ import (
 	"github.com/chromedp/chromedp/kb"
 
 	"github.com/allowednets/allowednets/test/browser"
-	"github.com/allowednets/allowednets/test/stack"
 )
 
 const (
 	// seesWithin bounds the wait for anything on a page.
 	seesWithin = 15 * time.Second
+	// looksEvery leaves the browser time to get on with it.
+	looksEvery = 40 * time.Millisecond
 	// maxTabs bounds the way of a keyboard to anything.
 	maxTabs = 200
 	// clickLasts is how long a finger stays down: what moves away meanwhile is missed.
@@ -209,14 +210,19 @@ func (p *Person) await(role, name string) (e element, err error) {
 func (p *Person) until(probe func(context.Context) error) error {
 	ctx, cancel := context.WithTimeout(p.page, seesWithin)
 	defer cancel()
-	var last error // that says more than that the time is over
-	err := stack.Await(ctx, func(ctx context.Context) error {
-		err := probe(ctx)
-		if ctx.Err() == nil {
-			last = err
+	tick := time.NewTicker(looksEvery)
+	defer tick.Stop()
+	var last, err error
+	for {
+		if err = probe(ctx); err == nil || ctx.Err() != nil {
+			break
 		}
-		return err
-	})
+		last = err
+		select {
+		case <-ctx.Done():
+		case <-tick.C:
+		}
+	}
 	if err != nil {
 		err = errors.Join(err, last)
 		path, _ := p.Path()
@@ -244,17 +250,33 @@ func (p *Person) Press(role, name string) error {
 	return p.click(e.node, role+" "+name)
 }
 
-// click moves the window to something and clicks on it, if it is not covered by something else.
+// click moves the window to something and clicks on it. It is an error if something else covers it.
 func (p *Person) click(node cdp.BackendNodeID, what string) error {
-	if err := does(p.page, dom.ScrollIntoViewIfNeeded, dom.ScrollIntoViewIfNeededParams{BackendNodeID: node}); err != nil {
-		return fmt.Errorf("scrolling to %s: %w", what, err)
+	object, err := chromedp.Call(p.page, dom.ResolveNode, dom.ResolveNodeParams{BackendNodeID: node})
+	if err != nil {
+		return fmt.Errorf("looking at %s: %w", what, err)
 	}
-	quads, err := chromedp.Call(p.page, dom.GetContentQuads, dom.GetContentQuadsParams{BackendNodeID: node})
-	if err != nil || len(quads.Quads) == 0 {
-		return fmt.Errorf("%s cannot be seen: %w", what, errors.Join(err, errors.New("it has no place")))
+	place, err := chromedp.Call(p.page, runtime.CallFunctionOn, runtime.CallFunctionOnParams{
+		ObjectID: object.Object.ObjectID, ReturnByValue: new(true),
+		FunctionDeclaration: `function() {
+			this.scrollIntoView({block: "center", behavior: "instant"});
+			const r = this.getClientRects()[0];
+			if (!r) return {covered: "nothing: it has no place"};
+			const x = r.x + r.width / 2, y = r.y + r.height / 2, hit = document.elementFromPoint(x, y);
+			return {x, y, covered: hit && (this.contains(hit) || hit.contains(this)) ? "" : hit?.outerHTML ?? "the edge of the window"};
+		}`,
+	})
+	if err != nil {
+		return fmt.Errorf("looking at %s: %w", what, err)
 	}
-	q := quads.Quads[0]
-	x, y := (q[0]+q[4])/2, (q[1]+q[5])/2
+	var at struct {
+		X, Y    float64
+		Covered string
+	}
+	if err := json.Unmarshal(place.Result.Value, &at); err != nil || at.Covered != "" {
+		return fmt.Errorf("%s cannot be clicked, it is behind %.200s %w", what, at.Covered, errors.Join(err))
+	}
+	x, y := at.X, at.Y
 	return chromedp.Do(p.page,
 		chromedp.MouseEvent(chromedp.MouseMoved, x, y), chromedp.MouseEvent(chromedp.MousePressed, x, y, chromedp.ButtonLeft, chromedp.ClickCount(1)),
 		chromedp.Sleep(clickLasts),

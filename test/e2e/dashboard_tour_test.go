@@ -117,7 +117,7 @@ func (v *visitor) meetConflict(insist bool, theirs, mine string) {
 		v.site.mustHave(v.t, mailbox, mine+", 203.0.113.99", anna)
 		return
 	}
-	v.must(v.Follow("button", v.say("Take theirs", "Andere übernehmen")), v.AwaitValue(v.field(), theirs+",\n203.0.113.99"))
+	v.must(v.Follow("button", v.say("Take theirs", "Die andere übernehmen")), v.AwaitValue(v.field(), theirs+",\n203.0.113.99"))
 	v.site.mustHave(v.t, mailbox, theirs+", 203.0.113.99", bert)
 }
 
