@@ -15,6 +15,7 @@ import (
 	"github.com/chromedp/cdproto/accessibility"
 	"github.com/chromedp/cdproto/cdp"
 	"github.com/chromedp/cdproto/dom"
+	"github.com/chromedp/cdproto/emulation"
 	"github.com/chromedp/cdproto/input"
 	"github.com/chromedp/cdproto/log"
 	"github.com/chromedp/cdproto/network"
@@ -72,6 +73,8 @@ func Visit(b *browser.Browser, url string, traits Traits) (p *Person, leave func
 		chromedp.Listen(p.page, p.hear),
 		does(p.page, page.Enable, page.EnableParams{}), does(p.page, log.Enable, cdp.Empty{}), does(p.page, runtime.Enable, cdp.Empty{}),
 		does(p.page, accessibility.Enable, cdp.Empty{}),
+		// Others may use the browser at the same time.
+		does(p.page, emulation.SetFocusEmulationEnabled, emulation.SetFocusEmulationEnabledParams{Enabled: true}),
 		does(p.page, network.SetExtraHTTPHeaders, network.SetExtraHTTPHeadersParams{Headers: headers}),
 	)
 	if err != nil {

@@ -43,6 +43,7 @@ func walkPath(t *testing.T, s *site) {
 	for i, w := range walkers() {
 		mailbox := fmt.Sprintf("path%d@example.org", i)
 		t.Run(w.name, func(t *testing.T) {
+			t.Parallel()
 			v := s.visit(t, w)
 			v.must(v.Go("/"), v.Await("heading", v.say("Log in", "Anmelden")))
 			v.look("01-login")

@@ -20,14 +20,15 @@ func tour(t *testing.T, s *site) {
 	s.saveAs(t, bert, "carol@example.org", longList())
 	for i, w := range tourists() {
 		t.Run(w.name, func(t *testing.T) {
+			t.Parallel()
 			v := s.visit(t, w)
 			v.seeLogin()
 			v.seeLists()
 			v.seeLongList()
-			v.addAddress(fmt.Sprintf("203.0.113.%d", i))
+			v.addAddress(fmt.Sprintf("dave%d@example.org", i))
 			v.checkAddress()
-			v.meetConflict(i%2 == 0, fmt.Sprintf("198.51.100.%d", i), fmt.Sprintf("203.0.113.%d", 100+i))
-			v.loseSession(fmt.Sprintf("203.0.113.%d", 200+i))
+			v.meetConflict(fmt.Sprintf("erin%d@example.org", i), i%2 == 0)
+			v.loseSession(fmt.Sprintf("jürgen%d@example.org", i))
 			v.must(v.EndSession())
 			v.audit()
 		})
@@ -78,9 +79,10 @@ func (v *visitor) seeLongList() {
 	v.look("20-panel-long-name")
 }
 
-func (v *visitor) addAddress(listed string) {
+func (v *visitor) addAddress(mailbox string) {
 	v.t.Helper()
-	v.must(v.Go("/domains/example.org/mailboxes/dave@example.org"), v.Type(v.field(), listed))
+	const listed = "203.0.113.9"
+	v.must(v.Go("/domains/example.org/mailboxes/"+mailbox), v.Type(v.field(), listed))
 	add := v.say("Add "+inside+" to the list", inside+" zur Liste hinzufügen")
 	v.must(v.Press("button", add), v.AwaitValue(v.field(), listed+",\n"+inside), v.Read(v.say("in the list", "in der Liste")))
 	if v.Has("button", add) {
@@ -102,9 +104,9 @@ func (v *visitor) checkAddress() {
 	v.look("24-check-bad")
 }
 
-func (v *visitor) meetConflict(insist bool, theirs, mine string) {
+func (v *visitor) meetConflict(mailbox string, insist bool) {
 	v.t.Helper()
-	const mailbox = "erin@example.org"
+	const theirs, mine = "198.51.100.1", "203.0.113.100"
 	v.must(v.Go("/domains/example.org/mailboxes/"+mailbox), v.Type(v.field(), mine+", 203.0.113.99"))
 	v.site.saveAs(v.t, bert, mailbox, theirs+", 203.0.113.99")
 	v.save()
@@ -121,9 +123,9 @@ func (v *visitor) meetConflict(insist bool, theirs, mine string) {
 	v.site.mustHave(v.t, mailbox, theirs+", 203.0.113.99", bert)
 }
 
-func (v *visitor) loseSession(net string) {
+func (v *visitor) loseSession(mailbox string) {
 	v.t.Helper()
-	const mailbox = "jürgen@example.org"
+	const net = "203.0.113.200"
 	v.must(v.Go("/domains/example.org/mailboxes/"+mailbox), v.Type(v.field(), net), v.EndSession())
 	v.save()
 	v.must(v.Await("heading", v.say("Your session has ended", "Ihre Sitzung ist beendet")), v.Read(net, mailbox))

@@ -6,7 +6,9 @@ import (
 	"strings"
 	"time"
 
+	decisionv1 "github.com/allowednets/allowednets/gen/allowednets/decision/v1"
 	policyv1 "github.com/allowednets/allowednets/gen/allowednets/policy/v1"
+	"github.com/allowednets/allowednets/internal/rpcerr"
 )
 
 // changesPerPage is how many changes a page of the history shows.
@@ -36,6 +38,9 @@ func (s *site) showHistory(w http.ResponseWriter, r *http.Request, at place) err
 	v := s.view(r)
 	token := r.URL.Query().Get("page")
 	resp, err := call(r.Context(), s.policy.ListChanges, &policyv1.ListChangesRequest{Mailbox: p.Mailbox, PageSize: changesPerPage, PageToken: token})
+	if rpcerr.Reason(err) == decisionv1.ErrorReason_ERROR_REASON_FIELD_INVALID {
+		return errNotFound // only the token of the page comes from the browser
+	}
 	if err != nil {
 		return err
 	}

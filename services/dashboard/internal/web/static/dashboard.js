@@ -43,6 +43,7 @@ async function ask(button, action) {
 }
 
 form?.addEventListener("submit", async event => {
+  clearTimeout(checking); // the answer to the button says it, too
   const button = event.submitter;
   if (!button?.dataset.inline) {
     sent = true;
@@ -59,10 +60,14 @@ form?.addEventListener("submit", async event => {
   }
 });
 
-// Not at once: what appears would move a button away under the click that ended the typing.
-form?.elements.text?.addEventListener("change", event => setTimeout(() => {
-  if (!sent && event.target.value.trim() !== "") ask(null, "validate").catch(() => {}); // Save says it again
-}, 250));
+// Not at once, and not while a finger is down: what appears would move a button away under the click that ended the typing.
+let checking, pressed = false;
+for (const kind of ["pointerdown", "pointerup", "pointercancel"]) addEventListener(kind, () => pressed = kind === "pointerdown", true);
+function check() {
+  if (pressed) checking = setTimeout(check, 50);
+  else if (!sent && form.elements.text.value.trim() !== "") ask(null, "validate").catch(() => {}); // Save says it again
+}
+form?.elements.text?.addEventListener("change", () => checking = setTimeout(check, 250));
 
 addEventListener("beforeunload", event => {
   if (form?.elements.text && form.elements.text.value !== typed) event.preventDefault();
