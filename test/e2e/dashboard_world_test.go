@@ -25,6 +25,7 @@ const (
 	nina    = "nina@example.net"    // administrator of example.net alone
 	nobody  = "auditor@example.net" // auditor of example.net alone
 	hundred = "hundred@example.org" // administrator of no domain that exists
+	marie   = "marie@example.com"   // administrator of example.com
 
 	dashboardPassword = "correct horse battery"
 	crowd             = 50_000 // mailboxes of crowd.example
@@ -85,7 +86,7 @@ func writePeople(t *testing.T, s *stack.Stack) (directory, users string) {
 	for i := range 6 {
 		fmt.Fprintf(&b, ", path%[1]d, dave%[1]d, erin%[1]d, jürgen%[1]d", i)
 	}
-	b.WriteString("]\n  example.net: [nora]\n  crowd.example:\n")
+	b.WriteString("]\n  example.com: [accounting, alice, ben, carla, info, jobs, office, reception, support, warehouse]\n  example.net: [nora]\n  crowd.example:\n")
 	for i := range crowd {
 		fmt.Fprintf(&b, "    - person.%05d\n", i)
 	}
@@ -100,7 +101,7 @@ func writePeople(t *testing.T, s *stack.Stack) (directory, users string) {
 	for _, user := range []struct{ name, rights string }{
 		{anna, "administrator: [example.org, empty.example, crowd.example]"}, {bert, "administrator: [example.org, empty.example, crowd.example]"},
 		{otto, "auditor: [example.org]"}, {nina, "administrator: [example.net]"}, {nobody, "auditor: [example.net]"},
-		{hundred, "administrator: [none.example]"},
+		{hundred, "administrator: [none.example]"}, {marie, "administrator: [example.com]"},
 	} {
 		fmt.Fprintf(&u, "  - name: %s\n    password: %s\n    %s\n", user.name, strings.TrimSpace(string(out)), user.rights)
 	}

@@ -83,13 +83,16 @@ func save(ctx context.Context, lists policyv1.PolicyServiceClient, mailbox, text
 	}
 	saved, err := lists.SetAllowedNets(ctx, req)
 	for attempt := 1; retryable(err) && attempt < 4; attempt++ { // nobody knows whether it was saved: the same request again
-		time.Sleep(time.Duration(attempt) * 200 * time.Millisecond)
+		select {
+		case <-time.After(time.Duration(attempt) * 200 * time.Millisecond):
+		case <-ctx.Done():
+		}
 		saved, err = lists.SetAllowedNets(ctx, req)
 	}
 	if err != nil {
 		return explain(err)
 	}
-	fmt.Println("Saved.")
+	fmt.Fprintln(os.Stdout, "Saved.")
 	return awaitActive(ctx, lists, saved.GetAllowedNets().GetRevision())
 }
 
@@ -105,11 +108,11 @@ func awaitActive(ctx context.Context, lists policyv1.PolicyServiceClient, revisi
 		case err != nil && !retryable(err):
 			return explain(err)
 		case err == nil && p.GetSidecarCount() > 0 && p.GetAppliedCount() == p.GetSidecarCount():
-			fmt.Printf("Active on %d of %d servers.\n", p.GetAppliedCount(), p.GetSidecarCount())
+			fmt.Fprintf(os.Stdout, "Active on %d of %d servers.\n", p.GetAppliedCount(), p.GetSidecarCount())
 			return nil
 		}
 		for _, late := range p.GetLaggards() {
-			fmt.Println("Waiting for", late.GetId())
+			fmt.Fprintln(os.Stdout, "Waiting for", late.GetId())
 		}
 		select {
 		case <-time.After(time.Second):
