@@ -9,6 +9,7 @@ MAKEFLAGS += --warn-undefined-variables --no-builtin-rules --no-print-directory
 MODULES := $(shell sed -n 's|^[[:space:]]*\./||p' go.work)
 GOLANGCI_LINT := .tmp/bin/golangci-lint
 BUF := tools/buf/node_modules/.bin/buf
+AXE := tools/axe/node_modules/axe-core/axe.min.js
 # What the protos are compared with: where this branch left main, on main itself the commit before.
 BREAKING_AGAINST ?= $(shell git merge-base --is-ancestor HEAD origin/main 2>/dev/null && echo HEAD~1 || git merge-base HEAD origin/main 2>/dev/null || echo HEAD~1)
 BENCH ?= .
@@ -26,6 +27,7 @@ help: ## List the targets
 build: ## Build the static binaries into bin/
 	CGO_ENABLED=0 go build -trimpath -ldflags='-s -w' -o bin/allowednets-policy ./services/policy
 	CGO_ENABLED=0 go build -trimpath -ldflags='-s -w' -o bin/allowednets-sidecar ./sidecar
+	CGO_ENABLED=0 go build -trimpath -ldflags='-s -w' -o bin/allowednets-dashboard ./services/dashboard
 	CGO_ENABLED=0 go build -trimpath -ldflags='-s -w' -o bin/allowednets ./services/cli
 
 # Not `go run`, which answers Ctrl-C with an error.
@@ -36,7 +38,7 @@ run: build ## Start everything on this machine with sample data, until Ctrl-C
 
 # The black-box tests come last and alone: they time what they see.
 .PHONY: test
-test: build ## Run all tests: vet, race detector, each module alone, end to end
+test: build $(AXE) ## Run all tests: vet, race detector, each module alone, end to end
 	go vet $(MODULES:%=./%/...)
 	@$(call in-modules,GOWORK=off go build ./... && GOWORK=off go vet ./...)
 	go test -race $(patsubst %,./%/...,$(filter-out test,$(MODULES)))
@@ -107,6 +109,9 @@ tidy: ## Bring all modules to the same versions and tidy them
 bench: ## Run the benchmarks (BENCH=regexp BENCH_COUNT=3 BENCH_TIME=300ms)
 	go test -run='^$$' -bench='$(BENCH)' -benchmem -benchtime=$(BENCH_TIME) -count=$(BENCH_COUNT) -p=1 $(patsubst %,./%/...,$(wildcard internal/allow sidecar test/bench))
 
+.PHONY: axe
+axe: $(AXE) ## Fetch what the browser tests need
+
 # A build from source, so that it speaks the Go version of the modules it reads.
 $(GOLANGCI_LINT): tools/lint/go.mod tools/lint/go.sum
 	cd tools/lint && GOWORK=off CGO_ENABLED=0 go build -ldflags='-s -w' -o $(abspath $@) github.com/golangci/golangci-lint/v2/cmd/golangci-lint
@@ -115,4 +120,8 @@ $(GOLANGCI_LINT): tools/lint/go.mod tools/lint/go.sum
 # settings, where a machine's own certificates may be named.
 $(BUF): tools/buf/package.json tools/buf/package-lock.json
 	cd tools/buf && npm ci --ignore-scripts --no-audit --no-fund
+	touch $@
+
+$(AXE): tools/axe/package.json tools/axe/package-lock.json
+	cd tools/axe && npm ci --ignore-scripts --no-audit --no-fund
 	touch $@

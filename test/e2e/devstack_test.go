@@ -23,7 +23,7 @@ func TestDevstack(t *testing.T) {
 	}
 	var addresses []string
 	args := []string{"-dir", s.Path("dev")}
-	for _, flag := range []string{"-policy", "-policy-admin", "-sidecar", "-sidecar-admin"} {
+	for _, flag := range []string{"-dashboard", "-dashboard-admin", "-policy", "-policy-admin", "-sidecar", "-sidecar-admin"} {
 		address, err := s.FreeAddress()
 		if err != nil {
 			t.Fatal(err)

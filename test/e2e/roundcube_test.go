@@ -108,7 +108,7 @@ func (w *webmailWorld) testBrowser(t *testing.T) {
 
 func (w *webmailWorld) testLogin(t *testing.T) {
 	w.lookups(t)
-	for _, url := range []string{w.at(t, site, inside), w.at(t, site, inside6), w.at(t, site, "::ffff:"+inside), w.at(t, bySocket, inside)} {
+	for _, url := range []string{w.at(t, withPlugin, inside), w.at(t, withPlugin, inside6), w.at(t, withPlugin, "::ffff:"+inside), w.at(t, bySocket, inside)} {
 		v := roundcube.NewVisitor()
 		if page := logIn(t, v, url, alice, right); !page.In() {
 			t.Errorf("from inside: %s", page)
@@ -120,7 +120,7 @@ func (w *webmailWorld) testLogin(t *testing.T) {
 	t.Run("others are refused before the password goes anywhere", func(t *testing.T) {
 		for _, address := range []string{outside, outside6, "8.8.8.8", "10.0.0.1", "127.0.0.1", "::ffff:" + outside} {
 			for _, password := range []string{right, wrong} {
-				page := logIn(t, roundcube.NewVisitor(), w.at(t, site, address), alice, password)
+				page := logIn(t, roundcube.NewVisitor(), w.at(t, withPlugin, address), alice, password)
 				wantRefused(t, page, notAllowed(strings.TrimPrefix(address, "::ffff:")))
 			}
 		}
@@ -130,15 +130,15 @@ func (w *webmailWorld) testLogin(t *testing.T) {
 		}
 	})
 	t.Run("a wrong password inside is a wrong password", func(t *testing.T) {
-		wantRefused(t, logIn(t, roundcube.NewVisitor(), w.at(t, site, inside), alice, wrong), loginFailed)
+		wantRefused(t, logIn(t, roundcube.NewVisitor(), w.at(t, withPlugin, inside), alice, wrong), loginFailed)
 	})
 	t.Run("an unrestricted mailbox is untouched", func(t *testing.T) {
 		for _, address := range []string{inside, outside, outside6, "10.0.0.1"} {
-			if page := logIn(t, roundcube.NewVisitor(), w.at(t, site, address), bob, right); !page.In() {
+			if page := logIn(t, roundcube.NewVisitor(), w.at(t, withPlugin, address), bob, right); !page.In() {
 				t.Errorf("from %s: %s", address, page)
 			}
 		}
-		wantRefused(t, logIn(t, roundcube.NewVisitor(), w.at(t, site, outside), bob, wrong), loginFailed)
+		wantRefused(t, logIn(t, roundcube.NewVisitor(), w.at(t, withPlugin, outside), bob, wrong), loginFailed)
 	})
 	t.Run("without the sidecar's token", func(t *testing.T) {
 		w.lookups(t)
@@ -154,28 +154,28 @@ func (w *webmailWorld) testLogin(t *testing.T) {
 }
 
 func (w *webmailWorld) testNames(t *testing.T) {
-	for _, c := range []struct{ name, site, typed string }{
-		{"upper case", site, "ALICE@Example.ORG"},
-		{"a trailing dot", site, "alice@example.org."},
+	for _, c := range []struct{ name, on, typed string }{
+		{"upper case", withPlugin, "ALICE@Example.ORG"},
+		{"a trailing dot", withPlugin, "alice@example.org."},
 		{"without a domain, which Roundcube adds", bareNames, "alice"},
 		{"upper case without a domain, which Roundcube adds", bareNames, "Alice"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			w.lookups(t)
-			wantRefused(t, logIn(t, roundcube.NewVisitor(), w.at(t, c.site, outside), c.typed, right), notAllowed(outside))
+			wantRefused(t, logIn(t, roundcube.NewVisitor(), w.at(t, c.on, outside), c.typed, right), notAllowed(outside))
 			if got := w.lookups(t); len(got) != 0 {
 				t.Errorf("Dovecot looked up %q", got)
 			}
 			if strings.HasSuffix(c.typed, ".") {
 				return // Dovecot knows no such name
 			}
-			if page := logIn(t, roundcube.NewVisitor(), w.at(t, c.site, inside), c.typed, right); !page.In() {
+			if page := logIn(t, roundcube.NewVisitor(), w.at(t, c.on, inside), c.typed, right); !page.In() {
 				t.Errorf("inside: %s", page)
 			}
 		})
 	}
 	t.Run("without a domain, which the sidecar adds", func(t *testing.T) {
-		wantRefused(t, logIn(t, roundcube.NewVisitor(), w.at(t, site, outside), "alice", right), notAllowed(outside))
+		wantRefused(t, logIn(t, roundcube.NewVisitor(), w.at(t, withPlugin, outside), "alice", right), notAllowed(outside))
 	})
 	t.Run("none that a mailbox can have", func(t *testing.T) {
 		w.lookups(t)
@@ -189,7 +189,7 @@ func (w *webmailWorld) testNames(t *testing.T) {
 			"alice@example.org\r\nx":                   "alice@example.org x",
 			strings.Repeat("ä", 2000) + "@a.example":   strings.Repeat("ä", 79) + "…",
 		} {
-			page := logIn(t, roundcube.NewVisitor(), w.at(t, site, inside), typed, right)
+			page := logIn(t, roundcube.NewVisitor(), w.at(t, withPlugin, inside), typed, right)
 			wantRefused(t, page, `"`+shown+`" is not the name of a mailbox. Use your full email address.`)
 		}
 		if got := w.lookups(t); len(got) != 0 {
@@ -197,16 +197,16 @@ func (w *webmailWorld) testNames(t *testing.T) {
 		}
 	})
 	t.Run("an alias does not get around the list", func(t *testing.T) {
-		wantRefused(t, logIn(t, roundcube.NewVisitor(), w.at(t, site, outside), sales, right), loginFailed) // Dovecot's second question
+		wantRefused(t, logIn(t, roundcube.NewVisitor(), w.at(t, withPlugin, outside), sales, right), loginFailed) // Dovecot's second question
 		v := roundcube.NewVisitor()
-		if page := logIn(t, v, w.at(t, site, inside), sales, right); !page.In() {
+		if page := logIn(t, v, w.at(t, withPlugin, inside), sales, right); !page.In() {
 			t.Fatalf("inside: %s", page)
 		}
 		list := "?_task=mail&_action=list&_mbox=INBOX&_remote=1&_refresh=1"
-		if page := visit(t, v, w.at(t, site, inside)+list); !strings.Contains(page.Body, "Lunch") {
+		if page := visit(t, v, w.at(t, withPlugin, inside)+list); !strings.Contains(page.Body, "Lunch") {
 			t.Errorf("inside: %s", page.Body)
 		}
-		if page := visit(t, v, w.at(t, site, outside)+list); strings.Contains(page.Body, "Lunch") || !slices.Contains(page.Messages, "Connection to storage server failed.") {
+		if page := visit(t, v, w.at(t, withPlugin, outside)+list); strings.Contains(page.Body, "Lunch") || !slices.Contains(page.Messages, "Connection to storage server failed.") {
 			t.Errorf("a session of an alias went outside and reads on: %s", page.Body)
 		}
 		denied := `"client_address":"` + outside + `","service":"webmail"`
@@ -244,7 +244,7 @@ func (w *webmailWorld) testAddresses(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			v := roundcube.NewVisitor()
 			v.Header[http.CanonicalHeaderKey(c.header)] = c.values
-			page := logIn(t, v, w.server.Forwarded(site), alice, right)
+			page := logIn(t, v, w.server.Forwarded(withPlugin), alice, right)
 			if c.refused == "" && !page.In() {
 				t.Errorf("%s", page)
 			} else if c.refused != "" {
@@ -256,7 +256,7 @@ func (w *webmailWorld) testAddresses(t *testing.T) {
 		for _, header := range []string{"X-Forwarded-For", "X-Real-IP", "Client-IP", "Forwarded", "Remote-Addr"} {
 			v := roundcube.NewVisitor()
 			v.Header.Set(header, inside)
-			wantRefused(t, logIn(t, v, w.at(t, site, outside), alice, right), notAllowed(outside))
+			wantRefused(t, logIn(t, v, w.at(t, withPlugin, outside), alice, right), notAllowed(outside))
 		}
 	})
 	t.Run("proxy_whitelist hands over what it finds", func(t *testing.T) { // why README.md has nginx do it
@@ -280,7 +280,7 @@ func (w *webmailWorld) testAddresses(t *testing.T) {
 
 // testWaysIn carries a session outside and tries everything that Roundcube does for sessions.
 func (w *webmailWorld) testWaysIn(t *testing.T) {
-	in, out := w.at(t, site, inside), w.at(t, site, outside)
+	in, out := w.at(t, withPlugin, inside), w.at(t, withPlugin, outside)
 	form := func(kv ...string) url.Values {
 		values := url.Values{}
 		for i := 0; i < len(kv); i += 2 {
@@ -355,7 +355,7 @@ func (w *webmailWorld) testWaysIn(t *testing.T) {
 func (w *webmailWorld) testSessions(t *testing.T) {
 	t.Run("only the session outside ends", func(t *testing.T) {
 		here, there := roundcube.NewVisitor(), roundcube.NewVisitor()
-		atHome, atOffice := w.at(t, site, inside), w.at(t, site, office)
+		atHome, atOffice := w.at(t, withPlugin, inside), w.at(t, withPlugin, office)
 		for v, url := range map[*roundcube.Visitor]string{here: atHome, there: atOffice} {
 			if page := logIn(t, v, url, carol, right); !page.In() {
 				t.Fatalf("%s: %s", url, page)
@@ -382,13 +382,13 @@ func (w *webmailWorld) testSessions(t *testing.T) {
 	})
 	t.Run("a session that is carried outside ends at once", func(t *testing.T) {
 		v := roundcube.NewVisitor()
-		if page := logIn(t, v, w.at(t, site, inside), carol, right); !page.In() {
+		if page := logIn(t, v, w.at(t, withPlugin, inside), carol, right); !page.In() {
 			t.Fatalf("%s", page)
 		}
-		if page := visit(t, v, w.at(t, site, office)+"?_task=mail"); !page.In() {
+		if page := visit(t, v, w.at(t, withPlugin, office)+"?_task=mail"); !page.In() {
 			t.Errorf("in the other permitted network: %s", page)
 		}
-		wantRefused(t, visit(t, v, w.at(t, site, outside)+"?_task=mail"), notAllowed(outside))
+		wantRefused(t, visit(t, v, w.at(t, withPlugin, outside)+"?_task=mail"), notAllowed(outside))
 	})
 	t.Run("an answer holds for seconds, a user and an address", func(t *testing.T) {
 		w.liar.says(http.StatusOK, "application/json", permission)
@@ -492,7 +492,7 @@ func (w *webmailWorld) restartOwn(ctx context.Context) error {
 }
 
 func (w *webmailWorld) testOutage(t *testing.T) {
-	url := w.at(t, site, inside)
+	url := w.at(t, withPlugin, inside)
 	t.Run("a restart is not noticed", func(t *testing.T) {
 		v := roundcube.NewVisitor()
 		if page := logIn(t, v, w.at(t, eager, inside), alice, right); !page.In() {

@@ -38,16 +38,16 @@ func needRoundcube(t *testing.T) {
 
 // Sites of Roundcube, all on the same Dovecot.
 const (
-	site      = "main"      // with the plugin, over HTTP with a token
-	bySocket  = "socket"    // over the sidecar's unix socket
-	noToken   = "no-token"  // lacks the token
-	noPlugin  = "no-plugin" // as it was before
-	untrusted = "untrusted" // its Dovecot believes no webmail server
-	eager     = "eager"     // asks on every request
-	onLiar    = "liar"      // asks a server that is no sidecar
-	eagerLiar = "eager-liar"
-	whitelist = "whitelist" // leaves the browser's address to Roundcube
-	bareNames = "domain"    // completes names
+	withPlugin = "main"      // with the plugin, over HTTP with a token
+	bySocket   = "socket"    // over the sidecar's unix socket
+	noToken    = "no-token"  // lacks the token
+	noPlugin   = "no-plugin" // as it was before
+	untrusted  = "untrusted" // its Dovecot believes no webmail server
+	eager      = "eager"     // asks on every request
+	onLiar     = "liar"      // asks a server that is no sidecar
+	eagerLiar  = "eager-liar"
+	whitelist  = "whitelist" // leaves the browser's address to Roundcube
+	bareNames  = "domain"    // completes names
 )
 
 const secret = "The eagle lands at noon."
@@ -139,7 +139,7 @@ func newWebmailWorld(t *testing.T) *webmailWorld {
 	}
 	http, withToken, always := "http://"+w.own.HTTP, "$config['allowednets_token'] = '"+token+"';\n", "$config['allowednets_cache_seconds'] = 0;\n"
 	w.server, err = roundcube.Start(ctx, w.Stack, "roundcube",
-		roundcube.Site{Name: site, IMAP: w.dovecot.IMAP, Sidecar: http, Settings: withToken},
+		roundcube.Site{Name: withPlugin, IMAP: w.dovecot.IMAP, Sidecar: http, Settings: withToken},
 		roundcube.Site{Name: bySocket, IMAP: w.dovecot.IMAP, Sidecar: "unix:" + w.own.Socket},
 		roundcube.Site{Name: noToken, IMAP: w.dovecot.IMAP, Sidecar: http},
 		roundcube.Site{Name: noPlugin, IMAP: w.dovecot.IMAP},
@@ -190,9 +190,9 @@ func (w *webmailWorld) restrict(t *testing.T, mailbox, nets string) {
 }
 
 // at is the URL of a site for a browser at an address.
-func (w *webmailWorld) at(t *testing.T, site, address string) string {
+func (w *webmailWorld) at(t *testing.T, withPlugin, address string) string {
 	t.Helper()
-	url, err := w.server.From(t.Context(), site, netip.MustParseAddr(address))
+	url, err := w.server.From(t.Context(), withPlugin, netip.MustParseAddr(address))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -23,9 +23,10 @@ import (
 
 // Certificate names of the parts.
 const (
-	SidecarName = "sidecar.allowednets.internal"
-	AdminName   = "admin.allowednets.internal"
-	policyName  = "localhost"
+	SidecarName   = "sidecar.allowednets.internal"
+	AdminName     = "admin.allowednets.internal"
+	DashboardName = "dashboard.allowednets.internal"
+	policyName    = "localhost"
 )
 
 // DocumentationNets are the blocks of RFC 5737 and RFC 3849, which tests and development use as client addresses.
@@ -36,6 +37,15 @@ const callers = `callers:
     rpcs: ["allowednets.feed.v1.FeedService/*"]
   - name: ` + AdminName + `
     rpcs: ["allowednets.policy.v1.PolicyService/*"]
+  - name: ` + DashboardName + `
+    rpcs:
+      - allowednets.policy.v1.PolicyService/SetAllowedNets
+      - allowednets.policy.v1.PolicyService/ClearAllowedNets
+      - allowednets.policy.v1.PolicyService/GetAllowedNets
+      - allowednets.policy.v1.PolicyService/ListAllowedNets
+      - allowednets.policy.v1.PolicyService/ListChanges
+      - allowednets.policy.v1.PolicyService/ExplainAccess
+      - allowednets.policy.v1.PolicyService/GetPropagation
 `
 
 // Root returns the folder of the repository that holds the working directory.
@@ -61,9 +71,9 @@ type Stack struct {
 	// Authority issued all certificates, and may issue others.
 	Authority *Authority
 	// Admin are the files of the administrator's certificate.
-	Admin           serve.TLSFlags
-	policy, sidecar serve.TLSFlags
-	callers         string
+	Admin                      serve.TLSFlags
+	policy, sidecar, dashboard serve.TLSFlags
+	callers                    string
 
 	started []*Process
 	chosen  map[string]bool // addresses handed out
@@ -72,7 +82,7 @@ type Stack struct {
 // New prepares a stack that writes into dir (its path must be short: it holds unix sockets) and takes the binaries from
 // bin. It makes certificates and starts nothing.
 func New(dir, bin string) (*Stack, error) {
-	for _, name := range []string{"allowednets-policy", "allowednets-sidecar", "allowednets"} {
+	for _, name := range []string{"allowednets-policy", "allowednets-sidecar", "allowednets-dashboard", "allowednets"} {
 		if _, err := os.Stat(filepath.Join(bin, name)); errors.Is(err, fs.ErrNotExist) {
 			return nil, fmt.Errorf("%s is missing: run make build first", filepath.Join(bin, name))
 		} else if err != nil {
@@ -90,11 +100,12 @@ func New(dir, bin string) (*Stack, error) {
 	if s.Authority, err = NewAuthority(filepath.Join(dir, "tls")); err != nil {
 		return nil, err
 	}
-	var errPolicy, errSidecar, errAdmin error
+	var errPolicy, errSidecar, errAdmin, errDashboard error
 	s.policy, errPolicy = s.Authority.Issue(policyName, "127.0.0.1")
 	s.sidecar, errSidecar = s.Authority.Issue(SidecarName)
 	s.Admin, errAdmin = s.Authority.Issue(AdminName)
-	return s, errors.Join(errPolicy, errSidecar, errAdmin)
+	s.dashboard, errDashboard = s.Authority.Issue(DashboardName)
+	return s, errors.Join(errPolicy, errSidecar, errAdmin, errDashboard)
 }
 
 // Bin returns the path of one of the product's binaries.
@@ -254,6 +265,49 @@ func (s *Sidecar) Client() (checkv1.CheckServiceClient, *grpc.ClientConn, error)
 		return nil, nil, err
 	}
 	return checkv1.NewCheckServiceClient(conn), conn, nil
+}
+
+// DashboardConfig says how to start a dashboard. Addresses that are empty are chosen.
+type DashboardConfig struct {
+	Name             string // of the log; "dashboard" if empty
+	Policy           string // address of the policy service
+	Listen, Admin    string
+	Directory, Users string // files
+	PublicURL        string // empty: browsers come over plain HTTP
+	AdditionalArgs   []string
+}
+
+// Dashboard is a dashboard. It speaks plain HTTP.
+type Dashboard struct {
+	Server
+	URL string
+}
+
+// StartDashboard starts a dashboard. It does not wait until it is ready.
+func (s *Stack) StartDashboard(cfg DashboardConfig) (*Dashboard, error) {
+	if cfg.Name == "" {
+		cfg.Name = "dashboard"
+	}
+	if err := s.chooseAddresses(&cfg.Listen, &cfg.Admin); err != nil {
+		return nil, err
+	}
+	args := append([]string{"--listen", cfg.Listen, "--admin-listen", cfg.Admin, "--policy-address", cfg.Policy}, tlsArgs(s.dashboard)...)
+	if cfg.PublicURL == "" {
+		args = append(args, "--insecure-http")
+	} else {
+		args = append(args, "--public-url", cfg.PublicURL)
+	}
+	if cfg.Directory != "" {
+		args = append(args, "--directory", cfg.Directory)
+	}
+	if cfg.Users != "" {
+		args = append(args, "--users", cfg.Users)
+	}
+	p, err := s.Start(cfg.Name, s.Bin("allowednets-dashboard"), append(args, cfg.AdditionalArgs...), nil)
+	if err != nil {
+		return nil, err
+	}
+	return &Dashboard{Server: Server{Process: p, Admin: cfg.Admin}, URL: "http://" + cfg.Listen}, nil
 }
 
 // Etcd is a member of an etcd cluster, often the only one, in a process of its own.

@@ -1,5 +1,5 @@
-// Command devstack is what `make run` starts: a policy service with its own etcd and one sidecar, on loopback, with
-// development certificates, until Ctrl-C. Everything it writes is in .dev/, which may be deleted.
+// Command devstack is what `make run` starts: a policy service with its own etcd, one sidecar and the dashboard with two sample
+// domains, on loopback, with development certificates, until Ctrl-C. Everything it writes is in .dev/, which may be deleted.
 package main
 
 import (
@@ -18,6 +18,9 @@ import (
 
 	"github.com/allowednets/allowednets/test/stack"
 )
+
+// permitted are the networks of the samples, and where a browser on this machine comes from.
+const permitted = stack.DocumentationNets + ",127.0.0.1/32"
 
 // readyWithin bounds the start of each part.
 const readyWithin = time.Minute
@@ -38,7 +41,7 @@ func main() {
 type config struct {
 	dir, bin string
 	// The addresses of the documentation, unless others are asked for.
-	policyListen, policyAdmin, sidecarHTTP, sidecarAdmin string
+	policyListen, policyAdmin, sidecarHTTP, sidecarAdmin, dashboardListen, dashboardAdmin string
 }
 
 func parse(args []string, root string) (config, error) {
@@ -50,6 +53,8 @@ func parse(args []string, root string) (config, error) {
 	flags.StringVar(&cfg.policyAdmin, "policy-admin", "127.0.0.1:7490", "address of the policy service, health and metrics")
 	flags.StringVar(&cfg.sidecarHTTP, "sidecar", "127.0.0.1:7480", "address of the sidecar, doors")
 	flags.StringVar(&cfg.sidecarAdmin, "sidecar-admin", "127.0.0.1:7491", "address of the sidecar, health and metrics")
+	flags.StringVar(&cfg.dashboardListen, "dashboard", "127.0.0.1:8080", "address of the dashboard, pages")
+	flags.StringVar(&cfg.dashboardAdmin, "dashboard-admin", "127.0.0.1:7492", "address of the dashboard, health and metrics")
 	if err := flags.Parse(args); err != nil {
 		return config{}, err
 	}
@@ -86,7 +91,7 @@ func run(ctx context.Context, args []string, out io.Writer) (err error) {
 	_, statErr := os.Stat(created)
 	policy, err := s.StartPolicy(stack.PolicyConfig{
 		Listen: cfg.policyListen, Admin: cfg.policyAdmin,
-		NoCreate: !errors.Is(statErr, fs.ErrNotExist), PermitNets: stack.DocumentationNets,
+		NoCreate: !errors.Is(statErr, fs.ErrNotExist), PermitNets: permitted,
 	})
 	if err != nil {
 		return err
@@ -94,14 +99,32 @@ func run(ctx context.Context, args []string, out io.Writer) (err error) {
 	if err := ready(ctx, policy.Server); err != nil {
 		return err
 	}
-	if err := os.WriteFile(created, nil, 0o600); err != nil {
-		return err
+	if errors.Is(statErr, fs.ErrNotExist) {
+		if err := saveSamples(ctx, s, policy.Address); err != nil {
+			return err
+		}
+		if err := os.WriteFile(created, nil, 0o600); err != nil {
+			return err
+		}
 	}
 	sidecar, err := s.StartSidecar(stack.SidecarConfig{Policy: cfg.policyListen, HTTP: cfg.sidecarHTTP, Admin: cfg.sidecarAdmin})
 	if err != nil {
 		return err
 	}
 	if err := ready(ctx, sidecar.Server); err != nil {
+		return err
+	}
+	directory, users, err := writeSamples(s)
+	if err != nil {
+		return err
+	}
+	dashboard, err := s.StartDashboard(stack.DashboardConfig{
+		Policy: cfg.policyListen, Listen: cfg.dashboardListen, Admin: cfg.dashboardAdmin, Directory: directory, Users: users,
+	})
+	if err != nil {
+		return err
+	}
+	if err := ready(ctx, dashboard.Server); err != nil {
 		return err
 	}
 	if err := writeEnvironment(s.Path("env"), cfg.bin, s.Environment(cfg.policyListen, sidecar.Socket)); err != nil {
@@ -114,7 +137,7 @@ func run(ctx context.Context, args []string, out io.Writer) (err error) {
 		}
 	}
 	fmt.Fprintf(out, banner, cfg.policyListen, cfg.policyAdmin, "http://"+cfg.sidecarHTTP, cfg.sidecarAdmin, dir,
-		"unix:"+filepath.Join(dir, filepath.Base(sidecar.Socket)))
+		"unix:"+filepath.Join(dir, filepath.Base(sidecar.Socket)), dashboard.URL, cfg.dashboardAdmin, sampleUser, samplePassword)
 
 	select {
 	case <-ctx.Done():
@@ -122,6 +145,8 @@ func run(ctx context.Context, args []string, out io.Writer) (err error) {
 		return nil
 	case <-policy.Done():
 		return fmt.Errorf("the policy service ended by itself\n%s", policy.LogTail())
+	case <-dashboard.Done():
+		return fmt.Errorf("the dashboard ended by itself\n%s", dashboard.LogTail())
 	case <-sidecar.Done():
 		return fmt.Errorf("the sidecar ended by itself\n%s", sidecar.LogTail())
 	}
@@ -152,9 +177,12 @@ func quote(s string) string { return "'" + strings.ReplaceAll(s, "'", `'\''`) + 
 
 const banner = `Allowed Nets is running.
 
+  dashboard        %-22[7]s  log in as %[9]s with the password %[10]s
+
   policy service   %-22[1]s  http://%[2]s/readyz  /metrics
   sidecar          %-22[6]s  http://%[4]s/readyz  /metrics
                    %-22[3]s  (doors: /v1/check and /dovecot)
+  dashboard, admin                         http://%[8]s/readyz  /metrics
   logs and data    %[5]s/
 
 Three lines to try, in another shell:

@@ -776,7 +776,10 @@ type ListAllowedNetsRequest struct {
 	// How many mailboxes at most; 0 means 100, more than 1000 means 1000. Negative is INVALID_ARGUMENT.
 	PageSize int32 `protobuf:"varint,2,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
 	// next_page_token of the page before; empty for the first page.
-	PageToken     string `protobuf:"bytes,3,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
+	PageToken string `protobuf:"bytes,3,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
+	// Only mailboxes behind this one in the order of the list, so that a page can start anywhere. It need not have a list or
+	// exist, but must lie in the domain. Not together with page_token. Empty: from the first one.
+	AfterMailbox  string `protobuf:"bytes,4,opt,name=after_mailbox,json=afterMailbox,proto3" json:"after_mailbox,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -828,6 +831,13 @@ func (x *ListAllowedNetsRequest) GetPageSize() int32 {
 func (x *ListAllowedNetsRequest) GetPageToken() string {
 	if x != nil {
 		return x.PageToken
+	}
+	return ""
+}
+
+func (x *ListAllowedNetsRequest) GetAfterMailbox() string {
+	if x != nil {
+		return x.AfterMailbox
 	}
 	return ""
 }
@@ -1979,12 +1989,13 @@ const file_allowednets_policy_v1_policy_proto_rawDesc = "" +
 	"\x15GetAllowedNetsRequest\x12\x18\n" +
 	"\amailbox\x18\x01 \x01(\tR\amailbox\"_\n" +
 	"\x16GetAllowedNetsResponse\x12E\n" +
-	"\fallowed_nets\x18\x01 \x01(\v2\".allowednets.policy.v1.AllowedNetsR\vallowedNets\"l\n" +
+	"\fallowed_nets\x18\x01 \x01(\v2\".allowednets.policy.v1.AllowedNetsR\vallowedNets\"\x91\x01\n" +
 	"\x16ListAllowedNetsRequest\x12\x16\n" +
 	"\x06domain\x18\x01 \x01(\tR\x06domain\x12\x1b\n" +
 	"\tpage_size\x18\x02 \x01(\x05R\bpageSize\x12\x1d\n" +
 	"\n" +
-	"page_token\x18\x03 \x01(\tR\tpageToken\"\xa7\x01\n" +
+	"page_token\x18\x03 \x01(\tR\tpageToken\x12#\n" +
+	"\rafter_mailbox\x18\x04 \x01(\tR\fafterMailbox\"\xa7\x01\n" +
 	"\x17ListAllowedNetsResponse\x12E\n" +
 	"\fallowed_nets\x18\x01 \x03(\v2\".allowednets.policy.v1.AllowedNetsR\vallowedNets\x12&\n" +
 	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\x12\x1d\n" +

@@ -138,7 +138,7 @@ func (s *Service) ListAllowedNets(ctx context.Context, req *policyv1.ListAllowed
 	if err != nil {
 		return nil, s.status(ctx, err)
 	}
-	after, err := parsePageToken(req.GetPageToken(), domain)
+	after, err := parseStart(req, domain)
 	if err != nil {
 		return nil, s.status(ctx, err)
 	}
@@ -302,6 +302,23 @@ func message(rec store.Record, draft bool) *policyv1.AllowedNets {
 
 func pageToken(last allow.Mailbox) string {
 	return base64.RawURLEncoding.EncodeToString([]byte(last.String()))
+}
+
+// parseStart returns the mailbox behind which a page starts; the zero value for the first one.
+func parseStart(req *policyv1.ListAllowedNetsRequest, domain string) (allow.Mailbox, error) {
+	if req.GetAfterMailbox() == "" {
+		return parsePageToken(req.GetPageToken(), domain)
+	}
+	after, err := allow.ParseMailbox(req.GetAfterMailbox())
+	switch {
+	case req.GetPageToken() != "":
+		return allow.Mailbox{}, &fieldError{"after_mailbox", "stands together with page_token; give one"}
+	case err != nil:
+		return allow.Mailbox{}, &fieldError{"after_mailbox", err.Error()}
+	case domain != "" && after.Domain() != domain:
+		return allow.Mailbox{}, &fieldError{"after_mailbox", "is not a mailbox of the domain"}
+	}
+	return after, nil
 }
 
 // parsePageToken returns the last mailbox of the page before. A token of another domain's list is an error.

@@ -434,6 +434,9 @@ func TestBadInput(t *testing.T) {
 		{"token of nothing", &list{Domain: "example.com", PageToken: token("x")}, fieldInvalid, "page_token"},
 		{"token of another domain", &list{Domain: "example.com", PageToken: token("alice@example.org")}, fieldInvalid, "page_token"},
 		{"token with a line break", &list{Domain: "example.com", PageToken: token("al\nice@example.com")}, fieldInvalid, "page_token"},
+		{"start that is no mailbox", &list{Domain: "example.com", AfterMailbox: "alice"}, fieldInvalid, "after_mailbox"},
+		{"start in another domain", &list{Domain: "example.com", AfterMailbox: "alice@example.org"}, fieldInvalid, "after_mailbox"},
+		{"start and token", &list{Domain: "example.com", AfterMailbox: "a@example.com", PageToken: token("a@example.com")}, fieldInvalid, "after_mailbox"},
 		{"token of 10 kB", &list{Domain: "example.com", PageToken: token(strings.Repeat("a", 10_000) + "@example.com")}, fieldInvalid, "page_token"},
 	}
 	for _, tt := range tests {
@@ -668,6 +671,15 @@ func TestList(t *testing.T) {
 	rest, some := page(&policyv1.ListAllowedNetsRequest{Domain: "example.com", PageToken: resp.GetNextPageToken()})
 	if want := append([]string{"user02z@example.com"}, names[3:]...); !slices.Equal(some, want) || rest.GetTotalSize() != 26 {
 		t.Errorf("after a change the rest is %v of %d, not %v", some, rest.GetTotalSize(), want)
+	}
+	for after, want := range map[string][]string{
+		"User02@Example.COM":  append([]string{"user02z@example.com"}, names[3:]...), // cleared, and spelt as people do
+		"user23a@example.com": names[24:],
+		"zzz@example.com":     nil,
+	} {
+		if resp, some := page(&policyv1.ListAllowedNetsRequest{Domain: "example.com", AfterMailbox: after}); !slices.Equal(some, want) || resp.GetTotalSize() != 26 {
+			t.Errorf("after %s there are %v of %d, not %v", after, some, resp.GetTotalSize(), want)
+		}
 	}
 	if resp, some := page(&policyv1.ListAllowedNetsRequest{Domain: "empty.example.com"}); len(some) > 0 || resp.GetTotalSize() != 0 || resp.GetNextPageToken() != "" {
 		t.Errorf("an empty domain shows %v", resp)
