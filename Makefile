@@ -28,6 +28,10 @@ build: ## Build the static binaries into bin/
 	CGO_ENABLED=0 go build -trimpath -ldflags='-s -w' -o bin/allowednets-sidecar ./sidecar
 	CGO_ENABLED=0 go build -trimpath -ldflags='-s -w' -o bin/allowednets ./services/cli
 
+.PHONY: images
+images: ## Build the container images into bin/images/ (IMAGE_PREFIX= VERSION= PLATFORMS=)
+	tools/images.sh
+
 # Not `go run`, which answers Ctrl-C with an error.
 .PHONY: run
 run: build ## Start everything on this machine with sample data, until Ctrl-C
