@@ -1,0 +1,164 @@
+package main
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"encoding/json"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/yannh/kubeconform/pkg/validator"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"sigs.k8s.io/yaml"
+)
+
+// The OpenAPI document of Kubernetes is in its module and in no other; the rest of the module is not used.
+const (
+	kubernetes    = "k8s.io/kubernetes@v1.37.2"
+	swaggerSHA256 = "465276aedf437726de5a6ed23a41b86d78bb0d347edf251a755ae26a93cdd8a6"
+)
+
+// notKubernetes are kinds of cert-manager and of the Prometheus operator.
+var notKubernetes = map[string]struct{}{"Certificate": {}, "Issuer": {}, "PodMonitor": {}, "PrometheusRule": {}}
+
+// strictly returns a validator that knows Kubernetes' kinds and accepts no unknown field.
+func strictly(t *testing.T) func(*unstructured.Unstructured) error {
+	t.Helper()
+	dir := t.TempDir()
+	writeSchemas(t, swagger(t), dir)
+	v, err := validator.New([]string{filepath.Join(dir, "{{ .ResourceKind }}{{ .KindSuffix }}.json")}, validator.Opts{Strict: true, SkipKinds: notKubernetes, KubernetesVersion: "1.37.2"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return func(o *unstructured.Unstructured) error {
+		text, err := yaml.Marshal(o.Object)
+		if err != nil {
+			return err
+		}
+		for _, result := range v.Validate(id(o), io.NopCloser(bytes.NewReader(text))) {
+			if result.Status != validator.Valid && result.Status != validator.Skipped {
+				return fmt.Errorf("%w %v", result.Err, result.ValidationErrors)
+			}
+		}
+		return nil
+	}
+}
+
+func swagger(t *testing.T) []byte {
+	t.Helper()
+	out, err := exec.CommandContext(t.Context(), "go", "mod", "download", "-json", kubernetes).Output()
+	if err != nil {
+		t.Fatalf("go mod download %s: %v\n%s", kubernetes, err, out)
+	}
+	var module struct{ Dir string }
+	if err := json.Unmarshal(out, &module); err != nil {
+		t.Fatal(err)
+	}
+	text, err := os.ReadFile(filepath.Join(module.Dir, "api", "openapi-spec", "swagger.json"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if sum := fmt.Sprintf("%x", sha256.Sum256(text)); sum != swaggerSHA256 {
+		t.Fatalf("the swagger.json of %s has the sum %s", kubernetes, sum)
+	}
+	return text
+}
+
+type schema = map[string]any
+
+// writeSchemas turns an OpenAPI 2 document into a JSON schema for each kind, under the names that kubeconform asks for. Objects
+// with known properties accept no others; that is what -strict needs, and what OpenAPI does not say.
+func writeSchemas(t *testing.T, document []byte, dir string) {
+	t.Helper()
+	var api struct{ Definitions map[string]schema }
+	if err := json.Unmarshal(document, &api); err != nil {
+		t.Fatal(err)
+	}
+	for name, s := range api.Definitions {
+		_, closed := s["properties"]
+		_, said := s["additionalProperties"]
+		if closed && !said && s["x-kubernetes-preserve-unknown-fields"] != true {
+			s["additionalProperties"] = false
+		}
+		if s["format"] == "int-or-string" {
+			api.Definitions[name] = schema{"type": []string{"string", "integer"}}
+		}
+		if strings.HasSuffix(name, ".resource.Quantity") { // written as a string, read from a number as well
+			api.Definitions[name] = schema{"type": []string{"string", "number"}}
+		}
+	}
+	// A key of the chart's parts is found under #/definitions of each file; only what a kind refers to is copied.
+	for _, s := range api.Definitions {
+		kinds, _ := s["x-kubernetes-group-version-kind"].([]any)
+		if len(kinds) != 1 { // DeleteOptions and the like
+			continue
+		}
+		kind := kinds[0].(schema)
+		group, _, _ := strings.Cut(kind["group"].(string), ".")
+		suffix := "-" + kind["version"].(string)
+		if group != "" {
+			suffix = "-" + group + suffix
+		}
+		used := make(map[string]schema)
+		refer(api.Definitions, s, used)
+		whole := schema{"definitions": used}
+		for key, value := range s {
+			whole[key] = value
+		}
+		text, err := json.Marshal(whole)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(dir, strings.ToLower(kind["kind"].(string)+suffix)+".json"), text, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// refer collects what a schema refers to.
+func refer(all map[string]schema, part any, used map[string]schema) {
+	switch part := part.(type) {
+	case schema:
+		if ref, ok := part["$ref"].(string); ok {
+			name := strings.TrimPrefix(ref, "#/definitions/")
+			if _, done := used[name]; !done {
+				used[name] = all[name]
+				refer(all, all[name], used)
+			}
+		}
+		for _, value := range part {
+			refer(all, value, used)
+		}
+	case []any:
+		for _, value := range part {
+			refer(all, value, used)
+		}
+	}
+}
+
+func TestSchemasAreStrict(t *testing.T) {
+	valid := strictly(t)
+	for name, test := range map[string]struct {
+		object, want string
+	}{
+		"right":            {"{apiVersion: v1, kind: Service, metadata: {name: a}, spec: {ports: [{port: 1, targetPort: imap}]}}", ""},
+		"an unknown field": {"{apiVersion: v1, kind: Service, metadata: {name: a}, spec: {port: 1}}", "additional properties 'port' not allowed"},
+		"a wrong type":     {"{apiVersion: v1, kind: Service, metadata: {name: a}, spec: {ports: [{port: imap}]}}", "want integer"},
+		"a missing field":  {"{apiVersion: v1, kind: Service, metadata: {name: a}, spec: {ports: [{name: imap}]}}", "missing propert"},
+		"an unknown kind":  {"{apiVersion: v2, kind: Service, metadata: {name: a}}", "could not find schema"},
+	} {
+		var content map[string]any
+		if err := yaml.Unmarshal([]byte(test.object), &content); err != nil {
+			t.Fatal(err)
+		}
+		err := valid(&unstructured.Unstructured{Object: content})
+		if (err == nil) != (test.want == "") || err != nil && !strings.Contains(err.Error(), test.want) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
