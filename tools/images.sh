@@ -45,9 +45,9 @@ build() {
 check() {
   local copies one image
   copies=$(mktemp -d)
-  trap 'rm -rf "$copies"' EXIT
+  trap 'rm -rf "$copies"; git worktree prune' EXIT
   for one in "$copies/first" "$copies/second-and-longer"; do
-    git clone -q --no-hardlinks . "$one"
+    git worktree add -q --detach "$one" HEAD
     VERSION=$version PLATFORMS=$platforms "$one/tools/images.sh"
   done
   for image in "$copies"/first/bin/images/*.tar; do

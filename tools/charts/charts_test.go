@@ -1,6 +1,7 @@
 package main
 
 import (
+	"log/slog"
 	"maps"
 	"os"
 	"slices"
@@ -314,5 +315,50 @@ func TestMonitoring(t *testing.T) {
 	}
 	if kinds["PrometheusRule"] || kinds["PodMonitor"] {
 		t.Errorf("%v", slices.Sorted(maps.Keys(kinds)))
+	}
+}
+
+// TestMain keeps helm's remarks about links out of the tests' output.
+func TestMain(m *testing.M) {
+	slog.SetDefault(slog.New(slog.DiscardHandler))
+	os.Exit(m.Run())
+}
+
+// TestSchemasAreClosed: no part of a chart's values accepts a key it does not know, and none knows a key that has no default.
+func TestSchemasAreClosed(t *testing.T) {
+	for _, dir := range []string{control, charts + "/allowednets-sidecar", dovecot} {
+		var whole, values map[string]any
+		for name, to := range map[string]*map[string]any{"values.schema.json": &whole, "values.yaml": &values} {
+			text, err := os.ReadFile(dir + "/" + name)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := yaml.Unmarshal(text, to); err != nil {
+				t.Fatal(err)
+			}
+		}
+		closed(t, dir, whole, values)
+	}
+}
+
+func closed(t *testing.T, path string, part map[string]any, value any) {
+	t.Helper()
+	if items, ok := part["items"].(map[string]any); ok {
+		closed(t, path+"[]", items, nil)
+	}
+	properties, ok := part["properties"].(map[string]any)
+	if !ok {
+		return
+	}
+	if part["additionalProperties"] != false {
+		t.Errorf("%s accepts unknown keys", path)
+	}
+	defaults, described := value.(map[string]any)
+	described = described && len(defaults) > 0
+	for key, below := range properties {
+		if _, ok := defaults[key]; described && !ok && key != "global" && key != "claims" { // helm's; Kubernetes'
+			t.Errorf("%s.%s has no default in values.yaml", path, key)
+		}
+		closed(t, path+"."+key, below.(map[string]any), defaults[key])
 	}
 }

@@ -104,6 +104,7 @@ lists; stops it after all of them; and restarts it alone if it ends.
 
 {{- define "allowednets-sidecar.volumes" -}}
 {{- $v := index .Values "allowednets-sidecar" -}}
+{{- /* 0444: the pod may have no fsGroup. Only the sidecar mounts it. */ -}}
 - name: allowednets-tls
   secret: {secretName: {{ $v.tlsSecret }}, defaultMode: 0444}
 - name: allowednets-run
