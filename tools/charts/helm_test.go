@@ -13,8 +13,10 @@ import (
 	"helm.sh/helm/v4/pkg/chart/common/util"
 	"helm.sh/helm/v4/pkg/chart/v2/loader"
 	"helm.sh/helm/v4/pkg/engine"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/client-go/dynamic"
 	"sigs.k8s.io/yaml"
 )
@@ -159,15 +161,7 @@ func (r reader) Get(_ context.Context, name string, _ metav1.GetOptions, _ ...st
 	if o, ok := r.cluster[r.kind+"/"+r.namespace+"/"+name]; ok {
 		return o, nil
 	}
-	return nil, notFound{}
-}
-
-// notFound is the API server's 404.
-type notFound struct{ error }
-
-func (notFound) Error() string { return "not found" }
-func (notFound) Status() metav1.Status {
-	return metav1.Status{Reason: metav1.StatusReasonNotFound, Code: 404}
+	return nil, apierrors.NewNotFound(schema.GroupResource{Resource: r.kind}, name)
 }
 
 // scenarios are the values-*.yaml files of the charts, by name; with the defaults of each chart.

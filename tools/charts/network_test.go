@@ -6,7 +6,6 @@ import (
 
 	networkingv1 "k8s.io/api/networking/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/util/intstr"
 )
@@ -147,7 +146,7 @@ networkPolicy:
 
 	for _, o := range (release{chart: control, values: "networkPolicy: {enabled: false}"}).must(t) {
 		if o.GetKind() == "NetworkPolicy" {
-			t.Errorf("%s, though switched off", id((*unstructured.Unstructured)(o)))
+			t.Errorf("%s, though switched off", id(o))
 		}
 	}
 }

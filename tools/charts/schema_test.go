@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -69,13 +70,14 @@ func swagger(t *testing.T) []byte {
 	return text
 }
 
-type schema = map[string]any
+// object is a part of a JSON schema.
+type object = map[string]any
 
 // writeSchemas turns an OpenAPI 2 document into a JSON schema for each kind, under the names that kubeconform asks for. Objects
 // with known properties accept no others; that is what -strict needs, and what OpenAPI does not say.
 func writeSchemas(t *testing.T, document []byte, dir string) {
 	t.Helper()
-	var api struct{ Definitions map[string]schema }
+	var api struct{ Definitions map[string]object }
 	if err := json.Unmarshal(document, &api); err != nil {
 		t.Fatal(err)
 	}
@@ -86,44 +88,56 @@ func writeSchemas(t *testing.T, document []byte, dir string) {
 			s["additionalProperties"] = false
 		}
 		if s["format"] == "int-or-string" {
-			api.Definitions[name] = schema{"type": []string{"string", "integer"}}
+			api.Definitions[name] = object{"type": []string{"string", "integer"}}
 		}
 		if strings.HasSuffix(name, ".resource.Quantity") { // written as a string, read from a number as well
-			api.Definitions[name] = schema{"type": []string{"string", "number"}}
+			api.Definitions[name] = object{"type": []string{"string", "number"}}
 		}
 	}
-	// A key of the chart's parts is found under #/definitions of each file; only what a kind refers to is copied.
-	for _, s := range api.Definitions {
-		kinds, _ := s["x-kubernetes-group-version-kind"].([]any)
-		if len(kinds) != 1 { // DeleteOptions and the like
-			continue
-		}
-		kind := kinds[0].(schema)
-		group, _, _ := strings.Cut(kind["group"].(string), ".")
-		suffix := "-" + kind["version"].(string)
-		if group != "" {
-			suffix = "-" + group + suffix
-		}
-		used := make(map[string]schema)
-		refer(api.Definitions, s, used)
-		whole := schema{"definitions": used}
-		for key, value := range s {
-			whole[key] = value
-		}
+	for name, kind := range kinds(t, document) {
+		used := make(map[string]object)
+		refer(api.Definitions, api.Definitions[name], used)
+		whole := maps.Clone(api.Definitions[name])
+		whole["definitions"] = used
 		text, err := json.Marshal(whole)
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := os.WriteFile(filepath.Join(dir, strings.ToLower(kind["kind"].(string)+suffix)+".json"), text, 0o600); err != nil {
+		if err := os.WriteFile(filepath.Join(dir, kind+".json"), text, 0o600); err != nil {
 			t.Fatal(err)
 		}
 	}
 }
 
+// kinds are the definitions that are one kind of object, each under the name by which kubeconform asks for it.
+func kinds(t *testing.T, document []byte) map[string]string {
+	t.Helper()
+	var api struct {
+		Definitions map[string]struct {
+			Kinds []struct{ Group, Version, Kind string } `json:"x-kubernetes-group-version-kind"`
+		}
+	}
+	if err := json.Unmarshal(document, &api); err != nil {
+		t.Fatal(err)
+	}
+	names := make(map[string]string)
+	for name, d := range api.Definitions {
+		if len(d.Kinds) != 1 { // DeleteOptions and the like are of many
+			continue
+		}
+		suffix := "-" + d.Kinds[0].Version
+		if group, _, _ := strings.Cut(d.Kinds[0].Group, "."); group != "" {
+			suffix = "-" + group + suffix
+		}
+		names[name] = strings.ToLower(d.Kinds[0].Kind + suffix)
+	}
+	return names
+}
+
 // refer collects what a schema refers to.
-func refer(all map[string]schema, part any, used map[string]schema) {
+func refer(all map[string]object, part any, used map[string]object) {
 	switch part := part.(type) {
-	case schema:
+	case object:
 		if ref, ok := part["$ref"].(string); ok {
 			name := strings.TrimPrefix(ref, "#/definitions/")
 			if _, done := used[name]; !done {

@@ -55,7 +55,7 @@ func TestSameInputSameOctets(t *testing.T) {
 func TestImage(t *testing.T) {
 	out := build(t, "-created=1700000000", "-label=org.opencontainers.image.title=Program", "-env=PATH=/bin", program(t, "hello", 0o755, 0)+"=/bin/program")
 	dir := t.TempDir()
-	if said, err := exec.Command("tar", "-xf", out, "-C", dir).CombinedOutput(); err != nil {
+	if said, err := exec.CommandContext(t.Context(), "tar", "-xf", out, "-C", dir).CombinedOutput(); err != nil {
 		t.Fatalf("%v: %s", err, said)
 	}
 	index, err := layout.ImageIndexFromPath(dir)
@@ -94,7 +94,7 @@ func TestPlatforms(t *testing.T) {
 		}
 	}
 	out := build(t, "-platform=linux/amd64,linux/arm64", dir+"/{os}-{arch}=/program")
-	if said, err := exec.Command("tar", "-xf", out, "-C", dir).CombinedOutput(); err != nil {
+	if said, err := exec.CommandContext(t.Context(), "tar", "-xf", out, "-C", dir).CombinedOutput(); err != nil {
 		t.Fatalf("%v: %s", err, said)
 	}
 	index, err := layout.ImageIndexFromPath(dir)

@@ -39,6 +39,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	password := flags.String("password", "secret", "its password")
 	rate := flags.Int("rate", 20, "logins in a second")
 	period := flags.Duration("for", 0, "how long; 0: until a signal")
+	settle := flags.Duration("settle", 0, "how long to wait before the first one")
 	allowed := flags.Bool("allowed", false, "the list permits this address")
 	until := flags.Bool("until-right", false, "end with the first right answer; wrong ones do not count")
 	if err := flags.Parse(args); err != nil {
@@ -47,6 +48,10 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	if *address == "" {
 		<-ctx.Done()
 		return 0
+	}
+	select {
+	case <-time.After(*settle):
+	case <-ctx.Done():
 	}
 	if *period > 0 {
 		var cancel context.CancelFunc
