@@ -43,9 +43,9 @@ build() {
 }
 
 check() {
-  local copies one image
-  copies=$(mktemp -d)
-  trap 'rm -rf "$copies"; git worktree prune' EXIT
+  local one image
+  copies=$(mktemp -d) # not local: the trap outlives the function
+  trap 'for one in "$copies"/*; do git worktree remove --force "$one"; done; rm -rf "$copies"' EXIT
   for one in "$copies/first" "$copies/second-and-longer"; do
     git worktree add -q --detach "$one" HEAD
     VERSION=$version PLATFORMS=$platforms "$one/tools/images.sh"
