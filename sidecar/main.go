@@ -16,6 +16,9 @@ import (
 	"time"
 
 	"github.com/alecthomas/kong"
+	"github.com/coreos/go-systemd/v22/activation"
+	"github.com/coreos/go-systemd/v22/daemon"
+	authv3 "github.com/envoyproxy/go-control-plane/envoy/service/auth/v3"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"golang.org/x/sync/errgroup"
@@ -28,6 +31,7 @@ import (
 	"github.com/allowednets/allowednets/sidecar/internal/check"
 	"github.com/allowednets/allowednets/sidecar/internal/lastgood"
 	"github.com/allowednets/allowednets/sidecar/internal/mirror"
+	"github.com/allowednets/allowednets/sidecar/internal/session"
 )
 
 func main() {
@@ -91,8 +95,9 @@ type process struct {
 	mirror   *mirror.Mirror
 	grpc     *serve.GRPC
 	checks   *check.GRPC
-	web      *check.HTTP // for everybody on this machine
-	local    *check.HTTP // for those who may open the socket
+	sessions *session.Sweeper // nil without --doveadm-url
+	web      *check.HTTP      // for everybody on this machine
+	local    *check.HTTP      // for those who may open the socket
 
 	// Nil if switched off.
 	socket, loopback, http, admin net.Listener
@@ -109,7 +114,7 @@ func build(ctx context.Context, cfg config, log *slog.Logger) (_ *process, err e
 	if err := p.listen(ctx); err != nil {
 		return nil, err
 	}
-	p.registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	p.registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), cfg.TLSCollector())
 	feed := mirror.Config{
 		ID: cfg.ID, Version: version(), AcceptCluster: cfg.acceptCluster,
 		Dial: mirror.Dialer(cfg.PolicyAddress, cfg.credentials), Log: log, Metrics: p.registry,
@@ -134,17 +139,31 @@ func build(ctx context.Context, cfg config, log *slog.Logger) (_ *process, err e
 	if err != nil {
 		return nil, err
 	}
+	if cfg.doveadm != nil {
+		p.sessions, err = session.New(session.Config{
+			Doveadm: cfg.doveadm, Decider: decider, State: p.mirror.State, Changed: p.mirror.Changed, Spared: cfg.trustedProxies, Log: log, Metrics: p.registry,
+		})
+		if err != nil {
+			return nil, err
+		}
+	}
 	p.checks = check.NewGRPC(decider, faults, p.status)
 	p.grpc, err = serve.NewGRPC(serve.GRPCConfig{
 		Credentials: insecure.NewCredentials(), // the listeners are a unix socket and loopback
 		Log:         log, Metrics: p.registry,
 		Workers: uint32(4 * runtime.GOMAXPROCS(0)),
-	}, func(r grpc.ServiceRegistrar) { checkv1.RegisterCheckServiceServer(r, p.checks) })
+	}, func(r grpc.ServiceRegistrar) {
+		checkv1.RegisterCheckServiceServer(r, p.checks)
+		authv3.RegisterAuthorizationServer(r, check.NewEnvoy(check.EnvoyConfig{
+			Decider: decider, Faults: faults, MailboxFrom: cfg.mailboxFrom, DenialText: cfg.DenialText, TrustedProxies: cfg.trustedProxies,
+		}))
+	})
 	if err != nil {
 		return nil, err
 	}
 	web := check.HTTPConfig{
 		Decider: decider, Faults: faults, Log: log, DenialText: cfg.DenialText, TrustedProxies: cfg.trustedProxies,
+		NginxBackends: cfg.nginxBackends,
 	}
 	p.local = check.NewHTTP(web)
 	web.Token = cfg.token
@@ -152,8 +171,14 @@ func build(ctx context.Context, cfg config, log *slog.Logger) (_ *process, err e
 	return p, nil
 }
 
-func (p *process) listen(ctx context.Context) (err error) {
-	if p.cfg.Socket != "" {
+// listen takes the listeners that were passed, and opens the others.
+func (p *process) listen(ctx context.Context) error {
+	passed, err := adopt(activation.Files(true))
+	if err != nil {
+		return err
+	}
+	p.socket, p.loopback, p.http, p.admin = passed[nameSocket], passed[nameGRPC], passed[nameHTTP], passed[nameAdmin]
+	if p.socket == nil && p.cfg.Socket != "" {
 		if p.socket, err = listenUnix(ctx, p.cfg.Socket); err != nil {
 			return fmt.Errorf("--socket: %w", err)
 		}
@@ -166,7 +191,7 @@ func (p *process) listen(ctx context.Context) (err error) {
 		{"--http-listen", p.cfg.HTTPListen, &p.http},
 		{"--admin-listen", p.cfg.AdminListen, &p.admin},
 	} {
-		if l.address == "" {
+		if *l.to != nil || l.address == "" {
 			continue
 		}
 		if *l.to, err = new(net.ListenConfig).Listen(ctx, "tcp", l.address); err != nil {
@@ -194,6 +219,9 @@ func (p *process) run(ctx context.Context) error {
 	if p.state != nil {
 		group.Go(func() error { return p.state.Run(ctx) })
 	}
+	if p.sessions != nil {
+		group.Go(func() error { return p.sessions.Run(ctx) })
+	}
 	group.Go(func() error {
 		select {
 		case <-p.mirror.Synced():
@@ -220,6 +248,9 @@ func (p *process) run(ctx context.Context) error {
 		group.Go(func() error {
 			return serve.HTTP(ctx, p.admin, serve.Admin(p.registry, func() error { return p.ready(ctx) }), p.log)
 		})
+	}
+	if _, err := daemon.SdNotify(false, daemon.SdNotifyReady); err != nil {
+		p.log.Warn("the service manager cannot be told that the sidecar started", "error", err)
 	}
 	p.log.Info("the sidecar started", "version", version(), "id", p.cfg.ID, "policy_address", p.cfg.PolicyAddress)
 	return group.Wait()

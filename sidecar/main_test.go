@@ -18,6 +18,7 @@ import (
 	"math/big"
 	"net"
 	"net/http"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -108,6 +109,16 @@ func TestUsage(t *testing.T) {
 		{"--trusted-proxies=fe80::1%eth0", "trusted-proxies"},
 		{"--trusted-proxies=10.0.0.0/8,x", "trusted-proxies"},
 		{"--trusted-proxies=::ffff:10.0.0.0/104", "trusted-proxies"},
+		{"--nginx-backend=imap", "--nginx-backend: \"imap\" has no IP address and port"},
+		{"--nginx-backend=imap=mail.example.org:143", "no IP address and port"},
+		{"--nginx-backend=imap=192.0.2.10", "no IP address and port"},
+		{"--nginx-backend=imap=192.0.2.10:0", "no IP address and port"},
+		{"--nginx-backend=imap=[fe80::1%eth0]:143", "no IP address and port"},
+		{"--nginx-backend=imaps=192.0.2.10:993", "does not begin with imap="},
+		{"--nginx-backend=192.0.2.10:143", "does not begin with imap="},
+		{"--nginx-backend=imap=192.0.2.10:143,imap=192.0.2.11:143", "imap is there twice"},
+		{"--envoy-mailbox-from=x-user", "--envoy-mailbox-from: \"x-user\" is not of the form"},
+		{"--envoy-mailbox-from=header:", "header:NAME or extension:KEY"},
 		{"--deny-after=5", "deny-after"},
 		{"--deny-after=-1m", "at least 15s"},
 		{"--deny-after=10s", "at least 15s"},
@@ -116,6 +127,8 @@ func TestUsage(t *testing.T) {
 		{"--http-token-file=" + file("two tokens"), "one token"},
 		{"--http-token-file=" + file("tökén"), "one token"},
 		{"--http-token-file=" + filepath.Join(t.TempDir(), "missing"), "no such file"},
+		{"--doveadm-url=http://127.0.0.1:7482", "--doveadm-key-file need each other"},
+		{"--doveadm-key-file=" + file("key"), "--doveadm-key-file need each other"},
 	} {
 		var stdout, stderr output
 		code := run(t.Context(), plain(t, c.flag), &stdout, &stderr)
@@ -190,6 +203,11 @@ func TestConfig(t *testing.T) {
 	}
 	if c := parse("--denial-text=", "--http-listen=", "--admin-listen="); c.DenialText != "" || c.HTTPListen != "" || c.AdminListen != "" {
 		t.Errorf("emptied: %+v", c)
+	}
+	if c := parse("--nginx-backend=imap=[::ffff:192.0.2.10]:143, pop3=[2001:db8::10]:110", "--envoy-mailbox-from=header:X-User"); len(c.nginxBackends) != 2 ||
+		c.nginxBackends["imap"] != netip.MustParseAddrPort("192.0.2.10:143") || c.nginxBackends["pop3"] != netip.MustParseAddrPort("[2001:db8::10]:110") ||
+		c.mailboxFrom == (check.MailboxFrom{}) {
+		t.Errorf("nginx and Envoy: %+v", c)
 	}
 	t.Setenv("ALLOWEDNETS_DENIAL_TEXT", "")
 	t.Setenv("ALLOWEDNETS_RESTRICT_SERVICES", "smtp-submission")
@@ -405,6 +423,7 @@ func TestProcess(t *testing.T) {
 		ended <- run(ctx, append([]string{
 			"--policy-address=localhost:" + port, "--id=sidecar-1", "--socket=" + socket, "--http-listen=" + httpAddress,
 			"--admin-listen=" + adminAddress, "--grpc-listen=" + grpcAddress, "--http-token-file=" + token, "--state-dir=" + filepath.Join(dir, "state"),
+			"--doveadm-url=http://" + freeAddress(t), "--doveadm-key-file=" + token,
 		}, tlsFlags...), &stdout, &stderr)
 	}()
 	if id := <-p.saw; id != "sidecar-1" {

@@ -145,6 +145,9 @@ func TestCallerTable(t *testing.T) {
 	if n := s.calls(statusMethod, "PermissionDenied"); n != 8 {
 		t.Errorf("%v refusals of %s were counted", n, statusMethod)
 	}
+	if got := strings.Count(s.log.String(), "caller refused"); got < 1 || got > 15 {
+		t.Errorf("%d refusals were logged, of 20 that came at once; the limit is 10, and 1 each second", got)
+	}
 }
 
 // TestPlaintextCallerTable shows that a table holds without TLS as well, where all callers have one name.

@@ -11,6 +11,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/time/rate"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
@@ -56,7 +57,7 @@ func NewGRPC(cfg GRPCConfig, register func(grpc.ServiceRegistrar)) (*GRPC, error
 	if err := cfg.Metrics.Register(calls); err != nil {
 		return nil, fmt.Errorf("registering metrics: %w", err)
 	}
-	g := guard{callers: cfg.Callers, log: cfg.Log, calls: calls}
+	g := guard{callers: cfg.Callers, log: cfg.Log, calls: calls, refusals: rate.NewLimiter(rate.Every(time.Second), 10)}
 	opts := []grpc.ServerOption{
 		grpc.Creds(cfg.Credentials),
 		grpc.UnaryInterceptor(g.unary),
@@ -123,6 +124,8 @@ type guard struct {
 	callers *Callers
 	log     *slog.Logger
 	calls   *prometheus.CounterVec
+	// refusals bounds the log of refused callers.
+	refusals *rate.Limiter
 }
 
 func (g guard) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (resp any, err error) {
@@ -153,5 +156,9 @@ func (g guard) finish(ctx context.Context, method string, err *error) {
 		g.log.ErrorContext(ctx, "panic in RPC", "method", method, "panic", fmt.Sprint(p), "stack", string(debug.Stack()))
 		*err = rpcerr.New(codes.Internal, decisionv1.ErrorReason_ERROR_REASON_INTERNAL, "internal error")
 	}
-	g.calls.WithLabelValues(method, status.Code(*err).String()).Inc()
+	code := status.Code(*err)
+	g.calls.WithLabelValues(method, code.String()).Inc()
+	if code == codes.PermissionDenied && g.refusals.Allow() {
+		g.log.WarnContext(ctx, "caller refused", "caller", Caller(ctx), "method", method, "problem", status.Convert(*err).Message())
+	}
 }

@@ -176,6 +176,40 @@ func TestHTTPStop(t *testing.T) {
 			}
 		})
 	})
+	t.Run("who asks meanwhile is answered, and told that the connection ends", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			lis := bufconn.Listen(1 << 16)
+			stop := serveHTTP(t, lis, http.NotFoundHandler())
+			conn, err := lis.Dial()
+			if err != nil {
+				t.Fatal(err)
+			}
+			read := bufio.NewReader(conn)
+			ask := func() (status string, last bool) {
+				if _, err := io.WriteString(conn, "GET / HTTP/1.1\r\nHost: x\r\n\r\n"); err != nil {
+					t.Fatal(err)
+				}
+				resp, err := http.ReadResponse(read, nil)
+				if err != nil {
+					t.Fatal(err)
+				}
+				_, _ = io.Copy(io.Discard, resp.Body)
+				return resp.Status, resp.Body.Close() == nil && resp.Close
+			}
+			if _, last := ask(); last {
+				t.Error("the connection ends before anybody stops")
+			}
+			stopped := make(chan error)
+			go func() { stopped <- stop() }()
+			time.Sleep(time.Millisecond)
+			if status, last := ask(); status != "404 Not Found" || !last {
+				t.Errorf("answered %s, and that the connection ends is %v", status, last)
+			}
+			if err := <-stopped; err != nil {
+				t.Error(err)
+			}
+		})
+	})
 	t.Run("an endless one is cut off", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			lis := bufconn.Listen(1 << 16)

@@ -4,7 +4,6 @@ package serve
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -15,6 +14,10 @@ import (
 
 // StopTimeout bounds how long a server waits for running calls when it stops.
 const StopTimeout = 5 * time.Second
+
+// linger is how long HTTP goes on when it stops. A connection that is kept alive may have a request under way that nobody has
+// read yet, and its client, such as Dovecot, would not send it again.
+const linger = 200 * time.Millisecond
 
 // LogFlags choose what is logged and how.
 type LogFlags struct {
@@ -31,11 +34,17 @@ func (f LogFlags) Logger(w io.Writer) *slog.Logger {
 	return slog.New(slog.NewJSONHandler(w, opts))
 }
 
-// HTTP serves handler on lis until ctx ends, then lets running requests end within [StopTimeout]. Slow or oversized
+// HTTP serves handler on lis until ctx ends. Then it goes on for [linger], in which whoever asks is told that the connection
+// ends, and lets running requests end within [StopTimeout]. Slow or oversized
 // request headers and idle connections are cut off.
 func HTTP(ctx context.Context, lis net.Listener, handler http.Handler, log *slog.Logger) error {
 	srv := &http.Server{
-		Handler:           handler,
+		Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if ctx.Err() != nil {
+				w.Header().Set("Connection", "close")
+			}
+			handler.ServeHTTP(w, r)
+		}),
 		ReadHeaderTimeout: 5 * time.Second,
 		ReadTimeout:       10 * time.Second,
 		WriteTimeout:      30 * time.Second,
@@ -52,11 +61,15 @@ func HTTP(ctx context.Context, lis net.Listener, handler http.Handler, log *slog
 	}
 	stop, cancel := context.WithTimeout(context.WithoutCancel(ctx), StopTimeout)
 	defer cancel()
+	select {
+	case err := <-served:
+		return fmt.Errorf("serving HTTP on %s: %w", lis.Addr(), err)
+	case <-time.After(linger):
+	}
+	_ = lis.Close()
+	log.DebugContext(ctx, "no new connections", "listener", lis.Addr().String(), "error", <-served) // only now does Shutdown know them all
 	if err := srv.Shutdown(stop); err != nil {
 		_ = srv.Close()
-	}
-	if err := <-served; !errors.Is(err, http.ErrServerClosed) {
-		return fmt.Errorf("serving HTTP on %s: %w", lis.Addr(), err)
 	}
 	return nil
 }

@@ -10,6 +10,7 @@ import (
 	"os"
 	"sync/atomic"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
 )
@@ -43,6 +44,37 @@ func (f TLSFlags) Credentials() (credentials.TransportCredentials, error) {
 	return c, nil
 }
 
+// TLSCollector shows the state of the files, which it reads at each scrape. Without files it shows nothing.
+func (f TLSFlags) TLSCollector() prometheus.Collector {
+	return filesCollector{
+		flags:  f,
+		usable: prometheus.NewDesc("allowednets_tls_files_usable", "1 if the certificate, key and authorities can be read and fit together.", nil, nil),
+		expiry: prometheus.NewDesc("allowednets_tls_certificate_expiry_timestamp_seconds", "When our certificate expires.", nil, nil),
+	}
+}
+
+type filesCollector struct {
+	flags          TLSFlags
+	usable, expiry *prometheus.Desc
+}
+
+// Describe implements prometheus.Collector.
+func (c filesCollector) Describe(descs chan<- *prometheus.Desc) { descs <- c.usable; descs <- c.expiry }
+
+// Collect implements prometheus.Collector.
+func (c filesCollector) Collect(metrics chan<- prometheus.Metric) {
+	if c.flags.TLSCertFile == "" {
+		return
+	}
+	cfg, err := c.flags.read()
+	if err != nil {
+		metrics <- prometheus.MustNewConstMetric(c.usable, prometheus.GaugeValue, 0)
+		return
+	}
+	metrics <- prometheus.MustNewConstMetric(c.usable, prometheus.GaugeValue, 1)
+	metrics <- prometheus.MustNewConstMetric(c.expiry, prometheus.GaugeValue, float64(cfg.Certificates[0].Leaf.NotAfter.Unix()))
+}
+
 // fileCredentials is mutual TLS with files that may be rotated.
 type fileCredentials struct {
 	flags TLSFlags
@@ -50,28 +82,34 @@ type fileCredentials struct {
 }
 
 func (c *fileCredentials) load() (*tls.Config, error) {
-	cert, err := tls.LoadX509KeyPair(c.flags.TLSCertFile, c.flags.TLSKeyFile)
+	cfg, err := c.flags.read()
+	if err == nil {
+		c.last.Store(cfg)
+	}
+	return cfg, err
+}
+
+func (f TLSFlags) read() (*tls.Config, error) {
+	cert, err := tls.LoadX509KeyPair(f.TLSCertFile, f.TLSKeyFile)
 	if err != nil {
 		return nil, fmt.Errorf("reading certificate and key: %w", err)
 	}
-	pem, err := os.ReadFile(c.flags.TLSCAFile)
+	pem, err := os.ReadFile(f.TLSCAFile)
 	if err != nil {
 		return nil, fmt.Errorf("reading authorities: %w", err)
 	}
 	pool := x509.NewCertPool()
 	if !pool.AppendCertsFromPEM(pem) {
-		return nil, fmt.Errorf("reading authorities: %s holds no certificate", c.flags.TLSCAFile)
+		return nil, fmt.Errorf("reading authorities: %s holds no certificate", f.TLSCAFile)
 	}
-	cfg := &tls.Config{
+	return &tls.Config{
 		MinVersion:             tls.VersionTLS13,
 		Certificates:           []tls.Certificate{cert},
 		RootCAs:                pool,
 		ClientCAs:              pool,
 		ClientAuth:             tls.RequireAndVerifyClientCert,
 		SessionTicketsDisabled: true, // a resumed session would skip a withdrawn authority
-	}
-	c.last.Store(cfg)
-	return cfg, nil
+	}, nil
 }
 
 func (c *fileCredentials) current() credentials.TransportCredentials {

@@ -3,11 +3,13 @@ package serve_test
 import (
 	"crypto/tls"
 	"crypto/x509"
+	"fmt"
 	"os"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
@@ -223,5 +225,37 @@ func TestIsLoopback(t *testing.T) {
 		if got := serve.IsLoopback(address); got != want {
 			t.Errorf("IsLoopback(%q) = %v", address, got)
 		}
+	}
+}
+
+// TestFilesOnShow: the metrics say whether the files that are there now could be used, and until when.
+func TestFilesOnShow(t *testing.T) {
+	a := servetest.NewAuthority(t)
+	flags := a.Flags(a.Issue(x509.Certificate{DNSNames: []string{"a"}, NotBefore: time.Unix(0, 0), NotAfter: time.Unix(2e9, 0)}))
+	show := func() string {
+		registry := prometheus.NewRegistry()
+		registry.MustRegister(flags.TLSCollector())
+		families, err := registry.Gather()
+		if err != nil {
+			t.Fatal(err)
+		}
+		var b strings.Builder
+		for _, f := range families {
+			fmt.Fprintf(&b, "%s %.0f\n", f.GetName(), f.GetMetric()[0].GetGauge().GetValue())
+		}
+		return b.String()
+	}
+	if got, want := show(), "allowednets_tls_certificate_expiry_timestamp_seconds 2000000000\nallowednets_tls_files_usable 1\n"; got != want {
+		t.Errorf("good files: %s", got)
+	}
+	if err := os.Remove(flags.TLSKeyFile); err != nil {
+		t.Fatal(err)
+	}
+	if got, want := show(), "allowednets_tls_files_usable 0\n"; got != want {
+		t.Errorf("without the key: %s", got)
+	}
+	flags = serve.TLSFlags{InsecurePlaintext: true}
+	if got := show(); got != "" {
+		t.Errorf("plain text: %s", got)
 	}
 }

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/alecthomas/kong"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 
@@ -27,6 +28,7 @@ type commandLine struct {
 	Output         string        `default:"text" enum:"text,json" env:"ALLOWEDNETS_OUTPUT" help:"text, or json (the response message; errors as google.rpc.Status)."`
 	Timeout        time.Duration `default:"10s" env:"ALLOWEDNETS_TIMEOUT" help:"How long one call may take."`
 	serve.TLSFlags `embed:"" group:"TLS to the policy service"`
+	Version        kong.VersionFlag `help:"Print the version and exit."`
 
 	Set         setCommand         `cmd:"" help:"Replace the list of a mailbox."`
 	Get         getCommand         `cmd:"" help:"Show the list of a mailbox."`

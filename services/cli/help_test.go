@@ -5,7 +5,16 @@ import (
 	"regexp"
 	"strings"
 	"testing"
+
+	"github.com/allowednets/allowednets/internal/serve"
 )
+
+func TestVersion(t *testing.T) {
+	code, stdout, stderr := execute(t, &services{}, "", "--version")
+	if code != exitOK || stderr != "" || stdout != serve.Version()+"\n" {
+		t.Errorf("exit code %d, stderr %q, stdout %q", code, stderr, stdout)
+	}
+}
 
 func TestHelp(t *testing.T) {
 	code, stdout, stderr := execute(t, &services{}, "", "--help")

@@ -16,6 +16,8 @@ import (
 	"time"
 	"unicode/utf8"
 
+	"github.com/allowednets/allowednets/internal/serve"
+
 	"github.com/alecthomas/kong"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/backoff"
@@ -75,6 +77,7 @@ func newParser(flags *commandLine, term terminal, exit func(int)) (*kong.Kong, e
 	return kong.New(flags,
 		kong.Name("allowednets"),
 		kong.Description("Decide from which networks a mailbox may be reached. A mailbox without a list is unrestricted."),
+		kong.Vars{"version": serve.Version()},
 		kong.Writers(term.out, term.err),
 		kong.Exit(exit),
 		kong.ConfigureHelp(kong.HelpOptions{Compact: true}),

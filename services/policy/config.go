@@ -15,6 +15,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/alecthomas/kong"
 	"go.etcd.io/etcd/client/pkg/v3/transport"
 	"go.yaml.in/yaml/v3"
 	"google.golang.org/grpc"
@@ -54,6 +55,8 @@ type flags struct {
 	PermitNets  []string `env:"ALLOWEDNETS_PERMIT_NETS" help:"Private or special networks that lists may hold all the same, comma-separated."`
 	MaxNets     int      `env:"ALLOWEDNETS_MAX_NETS" default:"256" help:"Most entries of a list."`
 	MaxNetsText int      `env:"ALLOWEDNETS_MAX_NETS_TEXT" default:"65536" help:"Longest text of a list, in octets."`
+
+	Version kong.VersionFlag `help:"Print the version and exit."`
 }
 
 // config is what the flags mean.

@@ -12,6 +12,7 @@ import (
 
 	"github.com/alecthomas/kong"
 
+	"github.com/allowednets/allowednets/internal/serve"
 	"github.com/allowednets/allowednets/internal/serve/servetest"
 )
 
@@ -57,7 +58,7 @@ func changed(base map[string]string, changes ...string) []string {
 func parse(t *testing.T, args []string) (config, error) {
 	t.Helper()
 	var f flags
-	parser, err := kong.New(&f)
+	parser, err := kong.New(&f, kong.Vars{"version": "v1"})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -254,6 +255,13 @@ func TestCallersFile(t *testing.T) {
 	t.Run("a folder", func(t *testing.T) { cannotWork(t, changed(work, "--callers", t.TempDir()), "--callers") })
 }
 
+func TestVersion(t *testing.T) {
+	var stdout, stderr bytes.Buffer
+	if code := run(t.Context(), []string{"--version"}, &stdout, &stderr); code != 0 || stdout.String() != serve.Version()+"\n" {
+		t.Errorf("code %d, %q, %s", code, &stdout, &stderr)
+	}
+}
+
 func TestHelp(t *testing.T) {
 	var stdout, stderr bytes.Buffer
 	if code := run(t.Context(), []string{"--help"}, &stdout, &stderr); code != 0 || stderr.Len() > 0 {
@@ -282,7 +290,7 @@ func TestEveryFlagHasItsVariable(t *testing.T) {
 	}
 	for _, flag := range parser.Model.Flags {
 		want := "ALLOWEDNETS_" + strings.ToUpper(strings.ReplaceAll(flag.Name, "-", "_"))
-		if flag.Name != "help" && !slices.Equal(flag.Envs, []string{want}) {
+		if flag.Name != "help" && flag.Name != "version" && !slices.Equal(flag.Envs, []string{want}) {
 			t.Errorf("--%s has the variables %q, want %q", flag.Name, flag.Envs, want)
 		}
 		if flag.Help == "" || !regexp.MustCompile(`[.]$`).MatchString(flag.Help) && flag.Name != "help" {

@@ -57,6 +57,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		kong.Name("allowednets-policy"),
 		kong.Description("Keeps the lists of allowed nets and streams them to the sidecars. Flags can also be given as ALLOWEDNETS_… in the environment. "+
 			"With healthcheck as the first argument it asks the one that runs on this machine whether it is ready."),
+		kong.Vars{"version": serve.Version()},
 		kong.Writers(stdout, stderr),
 		kong.Exit(func(c int) { code = c }),
 	)
@@ -108,7 +109,7 @@ func newProcess(cfg config, log *slog.Logger) *process {
 		config: cfg, log: log, registry: prometheus.NewRegistry(),
 		mirror: store.NewMirror(), tracker: propagation.NewTracker(), name: replicaName(),
 	}
-	p.registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	p.registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), cfg.TLSCollector())
 	return p
 }
 

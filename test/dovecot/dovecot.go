@@ -44,6 +44,13 @@ func Missing() error {
 type Config struct {
 	// Door is the URL of the policy server, in place of the one in the configuration that people copy.
 	Door string
+	// Doveadm is an address for doveadm's HTTP API, with the key in a file; empty for none.
+	Doveadm, DoveadmKeyFile string
+	// PostLogin is the sidecar that integrations/dovecot/allowednets-postlogin asks, with the command line tool at Tool; empty for
+	// no such check.
+	PostLogin, Tool string
+	// UserdbAliases are names that only the userdb turns into those of mailboxes.
+	UserdbAliases map[string]string
 	// Before and After are configuration that comes first and last, to show what other settings would do.
 	Before, After string
 	// MasterContinues makes Dovecot look up the user that a master user acts as.
@@ -141,15 +148,59 @@ passdb {
   {{.Stage}}
 }
 userdb {
+  driver = passwd-file
+  args = {{.Dir}}/aliases
+}
+userdb {
   driver = static
   args = uid=mail gid=mail home={{.Dir}}/mail/%u
 }
 !include {{.Dir}}/allowednets-2.3.conf
+{{if .PostLogin}}!include {{.Dir}}/allowednets-postlogin-2.3.conf{{end}}
 # As README.md says: the balancer and the webmail server of these tests are on this machine.
 haproxy_trusted_networks = 127.0.0.0/8
 login_trusted_networks = 127.0.0.1/32
 {{.After}}
 `
+
+// published is the configuration that people copy, edited as they do.
+func published(text string, cfg Config) (string, error) {
+	edits := [][2]string{{"auth_policy_server_url = http://127.0.0.1:7480/dovecot\n", "auth_policy_server_url = " + cfg.Door + "\n"}}
+	if cfg.Doveadm != "" {
+		_, port, err := net.SplitHostPort(cfg.Doveadm)
+		if err != nil {
+			return "", err
+		}
+		edits = append(edits,
+			[2]string{"#doveadm_api_key = </etc/dovecot/allowednets-doveadm.key\n", "doveadm_api_key = <" + cfg.DoveadmKeyFile + "\n"},
+			[2]string{"#doveadm_allowed_commands", "doveadm_allowed_commands"},
+			[2]string{
+				"#service doveadm {\n#  inet_listener http {\n#    address = 127.0.0.1\n#    port = 7482\n#  }\n#}\n",
+				"service doveadm {\n  inet_listener http {\n    address = 127.0.0.1\n    port = " + port + "\n  }\n}\n",
+			})
+	}
+	for _, e := range edits {
+		if strings.Count(text, e[0]) != 1 {
+			return "", fmt.Errorf("allowednets-2.3.conf does not have the line %q once", e[0])
+		}
+		text = strings.Replace(text, e[0], e[1], 1)
+	}
+	return text, nil
+}
+
+// edited returns a file in which old texts are replaced by new ones. Each must be there.
+func edited(path string, oldnew ...string) (string, error) {
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return "", err
+	}
+	for i := 0; i < len(oldnew); i += 2 {
+		if !strings.Contains(string(text), oldnew[i]) {
+			return "", fmt.Errorf("%s does not have %q", path, oldnew[i])
+		}
+	}
+	return strings.NewReplacer(oldnew...).Replace(string(text)), nil
+}
 
 // Start starts Dovecot as a process of s, with the users, and waits until it listens.
 func Start(ctx context.Context, s *stack.Stack, name string, users []User, cfg Config) (*Server, error) {
@@ -161,10 +212,19 @@ func Start(ctx context.Context, s *stack.Stack, name string, users []User, cfg C
 	if err != nil {
 		return nil, err
 	}
-	const published = "auth_policy_server_url = http://127.0.0.1:7480/dovecot\n"
-	include := strings.Replace(string(copied), published, "auth_policy_server_url = "+cfg.Door+"\n", 1)
-	if include == string(copied) {
-		return nil, fmt.Errorf("allowednets-2.3.conf has no line %q", published)
+	include, err := published(string(copied), cfg)
+	if err != nil {
+		return nil, err
+	}
+	// They run as root here: the stack's folder, which has the sidecar's socket, is private.
+	postLogin, err := edited(filepath.Join(root, "integrations", "dovecot", "allowednets-postlogin"), "/usr/bin/allowednets", cfg.Tool)
+	if err != nil {
+		return nil, err
+	}
+	postLoginConf, err := edited(filepath.Join(root, "integrations", "dovecot", "allowednets-postlogin-2.3.conf"),
+		"unix:/run/allowednets/sidecar.sock", cfg.PostLogin, "user = allowednets-sidecar", "user = root", "/etc/dovecot/", "{{.Dir}}/")
+	if err != nil {
+		return nil, err
 	}
 	// Dovecot's own users must get in; the stack's folder is private.
 	dir, err := os.MkdirTemp("", "dovecot-")
@@ -191,7 +251,7 @@ func Start(ctx context.Context, s *stack.Stack, name string, users []User, cfg C
 		return port, err
 	}}
 	err = template.Must(template.New("").Funcs(funcs).Parse(configuration)).Execute(&conf, map[string]string{
-		"Before": cfg.Before, "Stage": stage, "MasterResult": masterResult,
+		"PostLogin": cfg.PostLogin, "Before": cfg.Before, "Stage": stage, "MasterResult": masterResult,
 		"Dir": dir, "Count": filepath.Join(dir, "count"), "After": cfg.After,
 		"IMAP": d.IMAP, "POP3": d.POP3, "ProxiedIMAP": d.ProxiedIMAP, "ProxiedPOP3": d.ProxiedPOP3,
 	})
@@ -206,6 +266,10 @@ func Start(ctx context.Context, s *stack.Stack, name string, users []User, cfg C
 		}
 		passwords.WriteString("\n")
 	}
+	var aliases strings.Builder
+	for name, mailbox := range cfg.UserdbAliases {
+		fmt.Fprintf(&aliases, "%s::8:8::/nonexistent::userdb_user=%s\n", name, mailbox)
+	}
 	// The interface of checkpassword: name and password end in NUL on descriptor 3; exit 1 means "not here".
 	count := "#!/bin/sh\ntr '\\0\\n' '\\n_' <&3 | head -n 1 >>" + d.lookups + "\nexit 1\n"
 	for _, f := range []struct {
@@ -215,6 +279,9 @@ func Start(ctx context.Context, s *stack.Stack, name string, users []User, cfg C
 		{"dovecot.conf", conf.String(), 0o644},
 		{"allowednets-2.3.conf", include, 0o644},
 		{"users", passwords.String(), 0o644},
+		{"allowednets-postlogin", postLogin, 0o755},
+		{"allowednets-postlogin-2.3.conf", strings.ReplaceAll(postLoginConf, "{{.Dir}}", dir), 0o644},
+		{"aliases", aliases.String(), 0o644},
 		{"masters", Master + ":{PLAIN}" + MasterPassword + "\n", 0o644},
 		{"count", count, 0o755},
 		{"lookups", "", 0o666},
@@ -237,11 +304,16 @@ func Start(ctx context.Context, s *stack.Stack, name string, users []User, cfg C
 		return nil, err
 	}
 	return d, d.AwaitReady(ctx, func(ctx context.Context) error {
-		conn, err := (&net.Dialer{}).DialContext(ctx, "tcp", d.POP3)
-		if err != nil {
-			return err
+		for _, address := range []string{d.IMAP, d.POP3, d.ProxiedIMAP, d.ProxiedPOP3} {
+			conn, err := (&net.Dialer{}).DialContext(ctx, "tcp", address)
+			if err != nil {
+				return err
+			}
+			if err := conn.Close(); err != nil {
+				return err
+			}
 		}
-		return conn.Close()
+		return nil
 	})
 }
 

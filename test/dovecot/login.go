@@ -45,13 +45,21 @@ type Answer struct {
 
 // LoginIMAP tries to log in. An error means that there was no final answer.
 func (d *Server) LoginIMAP(ctx context.Context, a Attempt) (Answer, error) {
+	c, answer, err := d.imap(ctx, a)
+	if c != nil {
+		c.close()
+	}
+	return answer, err
+}
+
+// imap logs in. The connection is nil if there is none.
+func (d *Server) imap(ctx context.Context, a Attempt) (*conn, Answer, error) {
 	c, err := a.open(ctx, d.IMAP, d.ProxiedIMAP)
 	if err != nil {
-		return Answer{}, err
+		return nil, Answer{}, err
 	}
-	defer c.close()
 	if _, err := c.line(); err != nil {
-		return Answer{}, fmt.Errorf("greeting: %w", err)
+		return c, Answer{}, fmt.Errorf("greeting: %w", err)
 	}
 	for _, forward := range [][][2]string{a.Forward, a.ForwardAgain} {
 		if len(forward) == 0 {
@@ -62,7 +70,7 @@ func (d *Server) LoginIMAP(ctx context.Context, a Attempt) (Answer, error) {
 			id = append(id, imapString(kv[0]), imapString(kv[1]))
 		}
 		if _, err := c.command("i", "ID ("+strings.Join(id, " ")+")"); err != nil {
-			return Answer{}, err
+			return c, Answer{}, err
 		}
 	}
 	login := "LOGIN " + imapString(a.User) + " " + imapString(a.Password)
@@ -73,18 +81,26 @@ func (d *Server) LoginIMAP(ctx context.Context, a Attempt) (Answer, error) {
 	if err == nil && answer.OK {
 		_, err = c.command("s", "SELECT INBOX") // what a login is for
 	}
-	return answer, err
+	return c, answer, err
 }
 
 // LoginPOP3 tries to log in. An error means that there was no final answer.
 func (d *Server) LoginPOP3(ctx context.Context, a Attempt) (Answer, error) {
+	c, answer, err := d.pop3(ctx, a)
+	if c != nil {
+		c.close()
+	}
+	return answer, err
+}
+
+// pop3 logs in. The connection is nil if there is none.
+func (d *Server) pop3(ctx context.Context, a Attempt) (*conn, Answer, error) {
 	c, err := a.open(ctx, d.POP3, d.ProxiedPOP3)
 	if err != nil {
-		return Answer{}, err
+		return nil, Answer{}, err
 	}
-	defer c.close()
 	if _, err := c.line(); err != nil {
-		return Answer{}, fmt.Errorf("greeting: %w", err)
+		return c, Answer{}, fmt.Errorf("greeting: %w", err)
 	}
 	var lines []string
 	for _, kv := range a.Forward {
@@ -98,13 +114,13 @@ func (d *Server) LoginPOP3(ctx context.Context, a Attempt) (Answer, error) {
 	var answer Answer
 	for _, l := range lines {
 		if answer, err = c.popCommand(l); err != nil {
-			return Answer{}, err
+			return c, Answer{}, err
 		}
 	}
 	if answer.OK {
 		_, err = c.popCommand("STAT")
 	}
-	return answer, err
+	return c, answer, err
 }
 
 func (a Attempt) sasl() string {

@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -22,7 +23,7 @@ import (
 
 // TestHostileNames logs in under names made to confuse: nobody gets in, and what they contain does not reach the protocol.
 func TestHostileNames(t *testing.T) {
-	w := newWorld(t, settings{})
+	w := newWorld(t, settings{sidecarArgs: []string{"--log-level", "debug"}})
 	long := strings.Repeat("a", 10_000)
 	names := map[string]string{
 		"empty":                   "",
@@ -67,6 +68,32 @@ func TestHostileNames(t *testing.T) {
 		}
 		if got := attempt(t, w.dovecot.LoginIMAP, from(inside, padded, right)); !got.OK {
 			t.Errorf("inside: %s", got.Text)
+		}
+	})
+	t.Run("nothing is forged in the logs", func(t *testing.T) {
+		ours, err := w.sidecar.Log()
+		if err != nil {
+			t.Fatal(err)
+		}
+		for line := range strings.Lines(ours) {
+			if err := json.Unmarshal([]byte(line), new(struct{ Level, Msg string })); err != nil || len(line) > 2000 || strings.Contains(line, `"msg":"* OK`) {
+				t.Errorf("sidecar: %v: %.300q", err, line)
+			}
+		}
+		theirs, err := w.dovecot.Log()
+		if err != nil {
+			t.Fatal(err)
+		}
+		entry := regexp.MustCompile(`^[A-Z][a-z]{2} [ 0-9]{2} [0-9:]{8} [a-z0-9-]+(\([^)]*\))?(<[^>]*>)*: `)
+		for line := range strings.Lines(theirs) {
+			if !entry.MatchString(line) || strings.ContainsAny(strings.TrimSuffix(line, "\n"), "\r\x00\x07\x1b") {
+				t.Errorf("Dovecot: %.300q", line)
+			}
+		}
+		for name, log := range map[string]string{"sidecar": ours, "Dovecot": theirs} {
+			if strings.Contains(log, right) || strings.Contains(log, dovecot.MasterPassword) {
+				t.Errorf("%s logged a password", name)
+			}
 		}
 	})
 	t.Run("and life goes on", func(t *testing.T) {
@@ -134,28 +161,66 @@ func TestForgottenStage(t *testing.T) {
 	}
 }
 
+// infoIsAlice makes info an alias that only the userdb knows.
+func infoIsAlice() dovecot.Config {
+	return dovecot.Config{UserdbAliases: map[string]string{info: alice}}
+}
+
 // TestAliasInUserdb shows why aliases must be resolved in the passdb: Dovecot asks the policy server before it looks into
 // the userdb, and never again.
 func TestAliasInUserdb(t *testing.T) {
-	w := newWorld(t, settings{})
-	const info = "info@example.org"
-	dir := t.TempDir()
-	file := filepath.Join(dir, "userdb")
-	err := errors.Join(
-		os.WriteFile(file, []byte(info+"::8:8::/nonexistent::userdb_user="+alice+"\n"), 0o600),
-		os.Chmod(file, 0o644), os.Chmod(dir, 0o755), os.Chmod(filepath.Dir(dir), 0o755), // for Dovecot's users
-	)
-	if err != nil {
-		t.Fatal(err)
-	}
-	d := startDovecot(t, w.Stack, "dovecot-userdb", []dovecot.User{{Name: info, Password: right}}, dovecot.Config{
-		Door:   "http://" + w.sidecar.HTTP + "/dovecot",
-		Before: "userdb {\n driver = passwd-file\n args = " + file + "\n}\n",
-	})
-	if got := attempt(t, d.LoginIMAP, from(outside, info, right)); !got.OK {
+	w := newWorld(t, settings{dovecot: infoIsAlice()})
+	if got := attempt(t, w.dovecot.LoginIMAP, from(outside, info, right)); !got.OK {
 		t.Errorf("Dovecot asks after the userdb: that is new, and README.md can be shorter: %s", got.Text)
 	}
-	if got := opened(t, d); !slices.Equal(got, []string{alice}) {
+	if got := opened(t, w.dovecot); !slices.Equal(got, []string{alice}) {
+		t.Errorf("opened %q", got)
+	}
+}
+
+// TestPostLogin closes the hole of TestAliasInUserdb with a check between log-in and mailbox, and shows that it fails closed.
+func TestPostLogin(t *testing.T) {
+	w := newWorld(t, settings{dovecot: infoIsAlice()})
+	cfg := infoIsAlice()
+	cfg.Door, cfg.PostLogin, cfg.Tool = "http://"+w.sidecar.HTTP+"/dovecot", "unix:"+w.sidecar.Socket, w.Bin("allowednets")
+	d := startDovecot(t, w.Stack, "dovecot-postlogin", people(), cfg)
+	recovered(t, d)
+	try := func(t *testing.T, user, address string, want bool) {
+		t.Helper()
+		for protocol, open := range map[string]func(context.Context, dovecot.Attempt) (*dovecot.Session, error){"imap": d.OpenIMAP, "pop3": d.OpenPOP3} {
+			s, err := open(t.Context(), from(address, user, passwordOf(user)))
+			if err == nil {
+				s.Close()
+			}
+			if (err == nil) != want {
+				t.Errorf("%s: %s from %s: %v", protocol, user, address, err)
+			}
+		}
+	}
+	try(t, info, inside, true)
+	try(t, info, outside, false)
+	try(t, info, outside6, false)
+	try(t, sales, inside, true)
+	try(t, sales, outside, false)
+	try(t, alice+"*"+dovecot.Master, inside, true)
+	try(t, bob, outside, true)
+	for name, server := range map[string]*dovecot.Server{"without": w.dovecot, "with": d} {
+		began := time.Now()
+		const logins = 20
+		for range logins {
+			attempt(t, server.LoginIMAP, from(inside, alice, right))
+		}
+		t.Logf("a log-in %s the check takes %v", name, time.Since(began)/logins)
+	}
+	t.Run("without an answer nobody passes", func(t *testing.T) {
+		// The door answers, and only the way to the socket is gone.
+		if err := os.Remove(w.sidecar.Socket); err != nil {
+			t.Fatal(err)
+		}
+		try(t, info, inside, false)
+		try(t, bob, inside, false)
+	})
+	if got := opened(t, d); slices.Contains(got, info) {
 		t.Errorf("opened %q", got)
 	}
 }
@@ -233,6 +298,43 @@ func TestProxyHeader(t *testing.T) {
 			t.Errorf("past the load balancer: %s", got.Text)
 		}
 	})
+}
+
+// TestDoorAddress shows the ways in which people write the sidecar's address, and its token. A mistake lets nobody in.
+func TestDoorAddress(t *testing.T) {
+	needDovecot(t)
+	token := filepath.Join(t.TempDir(), "token")
+	if err := os.WriteFile(token, []byte("d00r-t0ken\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	w := newWorld(t, settings{noDovecot: true, sidecarArgs: []string{"--http-token-file", token}})
+	for _, tt := range []struct {
+		name, path, token string
+		works             bool
+	}{
+		{"as it should be", "/dovecot", "d00r-t0ken", true},
+		{"no token", "/dovecot", "", false},
+		{"another token", "/dovecot", "token", false},
+		{"a slash too many", "//dovecot/", "d00r-t0ken", true},
+		{"ending in &", "/dovecot?&", "d00r-t0ken", true},
+		{"a query, to which Dovecot appends another", "/dovecot?a=b", "d00r-t0ken", false},
+		{"no path", "", "d00r-t0ken", false},
+		{"another door", "/v1/check", "d00r-t0ken", false},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			header := ""
+			if tt.token != "" {
+				header = "auth_policy_server_api_header = Authorization: Bearer " + tt.token
+			}
+			d := startDovecot(t, w.Stack, "dovecot-address", people(), dovecot.Config{Door: "http://" + w.sidecar.HTTP + tt.path, After: header})
+			if got := attempt(t, d.LoginPOP3, from(inside, alice, right)); got.OK != tt.works {
+				t.Errorf("inside: %s", got.Text)
+			}
+			if got := attempt(t, d.LoginPOP3, from(outside, alice, right)); got.OK {
+				t.Errorf("outside: %s", got.Text)
+			}
+		})
+	}
 }
 
 // TestSettingsBeside shows what other settings of Dovecot do to the list.

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
+	"os"
 	"os/exec"
 	"strings"
 	"testing"
@@ -24,6 +26,7 @@ const (
 	alice = "alice@example.org" // may be reached from aliceNets only
 	bob   = "bob@example.org"   // unrestricted
 	sales = "sales@example.org" // an alias of alice
+	info  = "info@example.org"  // unrestricted, or an alias of alice that only the userdb knows
 
 	aliceNets = "192.0.2.0/24, 2001:db8:a::/48"
 )
@@ -42,11 +45,15 @@ func notAllowed(address string) string {
 // noAnswerText is what a person reads while a sidecar has no data.
 const noAnswerText = "Access to this mailbox cannot be checked right now. Try again in a minute."
 
+// doveadmKey lets the sidecar end sessions.
+const doveadmKey = "doveadm-s3cret"
+
 func people() []dovecot.User {
 	return []dovecot.User{
 		{Name: alice, Password: dovecot.Password},
 		{Name: bob, Password: dovecot.Password},
 		{Name: sales, Password: dovecot.Password, Canonical: alice},
+		{Name: info, Password: dovecot.Password},
 	}
 }
 
@@ -57,6 +64,7 @@ type world struct {
 	policy  *stack.Policy
 	sidecar *stack.Sidecar
 	dovecot *dovecot.Server
+	doveadm *stack.Proxy // the way from the sidecar to doveadm; nil without sessions
 	lists   policyv1.PolicyServiceClient
 	checks  checkv1.CheckServiceClient
 }
@@ -66,6 +74,12 @@ type settings struct {
 	separateEtcd bool
 	sidecarArgs  []string
 	noDovecot    bool
+	// sessions makes the sidecar end open sessions.
+	sessions bool
+	// passed makes the test hold the socket of the sidecar's HTTP port, as systemd does.
+	passed bool
+	// dovecot is its configuration, less the door and doveadm.
+	dovecot dovecot.Config
 }
 
 // newWorld starts everything and saves alice's list.
@@ -88,7 +102,30 @@ func newWorld(t *testing.T, cfg settings) *world {
 		t.Fatal(err)
 	}
 	args := append([]string{"--trusted-proxies", "127.0.0.1/32"}, cfg.sidecarArgs...)
-	if w.sidecar, err = w.StartSidecar(stack.SidecarConfig{Policy: w.policy.Address, AdditionalArgs: args}); err != nil {
+	dovecotConfig := cfg.dovecot
+	if cfg.sessions {
+		if dovecotConfig.Doveadm, err = w.FreeAddress(); err != nil {
+			t.Fatal(err)
+		}
+		dovecotConfig.DoveadmKeyFile = w.Path("doveadm.key")
+		if err := os.WriteFile(dovecotConfig.DoveadmKeyFile, []byte(doveadmKey), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if w.doveadm, err = w.StartProxy(ctx, dovecotConfig.Doveadm); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() {
+			if err := w.doveadm.Close(); err != nil {
+				t.Error(err)
+			}
+		})
+		args = append(args, "--doveadm-url", "http://"+w.doveadm.Address, "--doveadm-key-file", dovecotConfig.DoveadmKeyFile)
+	}
+	sidecarConfig := stack.SidecarConfig{Policy: w.policy.Address, AdditionalArgs: args}
+	if cfg.passed {
+		sidecarConfig.HTTP, sidecarConfig.Passed = heldSocket(t, w.Stack)
+	}
+	if w.sidecar, err = w.StartSidecar(sidecarConfig); err != nil {
 		t.Fatal(err)
 	}
 	if err := errors.Join(w.policy.AwaitReady(ctx), w.sidecar.AwaitReady(ctx)); err != nil {
@@ -97,10 +134,38 @@ func newWorld(t *testing.T, cfg settings) *world {
 	w.lists = policyClient(t, w.Stack, w.policy.Address)
 	w.checks = checkClient(t, w.sidecar)
 	if !cfg.noDovecot {
-		w.dovecot = startDovecot(t, w.Stack, "dovecot", people(), dovecot.Config{Door: "http://" + w.sidecar.HTTP + "/dovecot"})
+		dovecotConfig.Door = "http://" + w.sidecar.HTTP + "/dovecot"
+		w.dovecot = startDovecot(t, w.Stack, "dovecot", people(), dovecotConfig)
 	}
 	w.enforce(t, alice, aliceNets)
 	return w
+}
+
+// heldSocket opens a listening socket that stays open until the end of the test.
+func heldSocket(t *testing.T, s *stack.Stack) (address string, file *os.File) {
+	t.Helper()
+	address, err := s.FreeAddress()
+	if err != nil {
+		t.Fatal(err)
+	}
+	at, err := net.ResolveTCPAddr("tcp", address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	lis, err := net.ListenTCP("tcp", at)
+	if err != nil {
+		t.Fatal(err)
+	}
+	file, err = lis.File()
+	if err := errors.Join(err, lis.Close()); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := file.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return address, file
 }
 
 func policyClient(t *testing.T, s *stack.Stack, address string) policyv1.PolicyServiceClient {

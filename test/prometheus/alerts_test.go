@@ -513,6 +513,15 @@ func doors(t *testing.T, w *world) {
 	w.fires(t, "AllowedNetsRestarting", sidecar.Admin)
 	w.useFiles(t, sidecar)
 	w.fires(t, "AllowedNetsFileDescriptors", sidecar.Admin)
+	// A rotation that forgets the key, and one that comes late.
+	if err := os.Remove(w.Path("tls/" + stack.SidecarName + "-key.pem")); err != nil {
+		t.Fatal(err)
+	}
+	w.fires(t, "AllowedNetsTLSFilesUnusable", sidecar.Admin)
+	if _, err := w.Authority.IssueUntil(time.Now().Add(6*24*time.Hour), stack.SidecarName); err != nil {
+		t.Fatal(err)
+	}
+	w.fires(t, "AllowedNetsCertificateExpires", sidecar.Admin)
 }
 
 // stolen returns a client of the policy service with a sidecar's certificate.
@@ -590,10 +599,16 @@ func feed(t *testing.T, w *world) {
 	}
 	full := w.readySidecar(t, "full", policy.Address, "--state-dir="+w.Path("full"))
 	deceived := w.sidecar(t, "deceived", startForger(t, w.Stack, policy.Address))
-	w.watch(t, nil, full, deceived)
+	key := w.Path("doveadm.key")
+	if err := os.WriteFile(key, []byte("key"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	unswept := w.readySidecar(t, "unswept", policy.Address, "--doveadm-url=http://"+w.later(t), "--doveadm-key-file="+key)
+	w.watch(t, nil, full, deceived, unswept)
 	w.fires(t, "AllowedNetsStateRefused", onDisk.Admin)
 	w.fires(t, "AllowedNetsStateNotOnDisk", full.Admin)
 	w.fires(t, "AllowedNetsDigestMismatch", deceived.Admin)
+	w.fires(t, "AllowedNetsSessionsNotSwept", unswept.Admin)
 
 	client := checks(t, shaken)
 	w.firesWhile(t, "AllowedNetsFeedUnstable", shaken.Admin, func(ctx context.Context) error {

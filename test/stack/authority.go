@@ -54,9 +54,14 @@ func (a *Authority) caFile() string { return filepath.Join(a.dir, "ca.pem") }
 // Issue makes a certificate for the first name, valid for all of them; IP addresses among them become IP names. It
 // returns the files as a client or server of this product takes them.
 func (a *Authority) Issue(name string, more ...string) (serve.TLSFlags, error) {
+	return a.IssueUntil(time.Now().Add(certificateLife), name, more...)
+}
+
+// IssueUntil is Issue with an end of validity.
+func (a *Authority) IssueUntil(end time.Time, name string, more ...string) (serve.TLSFlags, error) {
 	template := &x509.Certificate{
 		SerialNumber: big.NewInt(time.Now().UnixNano()), Subject: pkix.Name{CommonName: name},
-		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(certificateLife),
+		NotBefore: time.Now().Add(-time.Hour), NotAfter: end,
 		KeyUsage:    x509.KeyUsageDigitalSignature,
 		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth, x509.ExtKeyUsageServerAuth},
 	}

@@ -47,6 +47,7 @@ type Process struct {
 	name, path string
 	args, env  []string
 	log        string
+	files      []*os.File // passed to each run, from descriptor 3 on; not ours to close
 
 	mu   sync.Mutex
 	run  *run
@@ -83,7 +84,7 @@ func (p *Process) Start() error {
 	cmd := exec.Command(p.path, p.args...) //nolint:noctx // a program of the test's choice, ended by Stop and Kill
 	environment := slices.DeleteFunc(os.Environ(), func(v string) bool { return strings.HasPrefix(v, "ALLOWEDNETS_") })
 	cmd.Env = append(environment, p.env...)
-	cmd.Stdout, cmd.Stderr = log, log
+	cmd.Stdout, cmd.Stderr, cmd.ExtraFiles = log, log, p.files
 	// A group of its own: Ctrl-C in the terminal reaches us alone, and we stop the others in order.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
 	if err := cmd.Start(); err != nil {

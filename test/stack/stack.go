@@ -58,6 +58,8 @@ func Root() (string, error) {
 type Stack struct {
 	dir, bin string
 
+	// Authority issued all certificates, and may issue others.
+	Authority *Authority
 	// Admin are the files of the administrator's certificate.
 	Admin           serve.TLSFlags
 	policy, sidecar serve.TLSFlags
@@ -84,14 +86,14 @@ func New(dir, bin string) (*Stack, error) {
 	if err := os.WriteFile(s.callers, []byte(callers), 0o600); err != nil {
 		return nil, err
 	}
-	authority, err := NewAuthority(filepath.Join(dir, "tls"))
-	if err != nil {
+	var err error
+	if s.Authority, err = NewAuthority(filepath.Join(dir, "tls")); err != nil {
 		return nil, err
 	}
 	var errPolicy, errSidecar, errAdmin error
-	s.policy, errPolicy = authority.Issue(policyName, "127.0.0.1")
-	s.sidecar, errSidecar = authority.Issue(SidecarName)
-	s.Admin, errAdmin = authority.Issue(AdminName)
+	s.policy, errPolicy = s.Authority.Issue(policyName, "127.0.0.1")
+	s.sidecar, errSidecar = s.Authority.Issue(SidecarName)
+	s.Admin, errAdmin = s.Authority.Issue(AdminName)
 	return s, errors.Join(errPolicy, errSidecar, errAdmin)
 }
 
@@ -113,7 +115,10 @@ func (s *Stack) Close() error {
 
 // Start starts another program that Close is to stop. Its log is NAME.log.
 func (s *Stack) Start(name, path string, args, env []string) (*Process, error) {
-	p := NewProcess(name, path, args, env, s.Path(name+".log"))
+	return s.start(NewProcess(name, path, args, env, s.Path(name+".log")))
+}
+
+func (s *Stack) start(p *Process) (*Process, error) {
 	if err := p.Start(); err != nil {
 		return nil, err
 	}
@@ -203,6 +208,8 @@ type SidecarConfig struct {
 	Policy         string // address of the policy service
 	HTTP, Admin    string
 	AdditionalArgs []string
+	// Passed is a listening socket on HTTP that is passed to the sidecar, as systemd does.
+	Passed *os.File
 }
 
 // Sidecar is a sidecar.
@@ -225,7 +232,15 @@ func (s *Stack) StartSidecar(cfg SidecarConfig) (*Sidecar, error) {
 		"--policy-address", cfg.Policy, "--id", cfg.Name, "--socket", socket,
 		"--http-listen", cfg.HTTP, "--admin-listen", cfg.Admin,
 	}, tlsArgs(s.sidecar)...)
-	p, err := s.Start(cfg.Name, s.Bin("allowednets-sidecar"), append(args, cfg.AdditionalArgs...), nil)
+	args = append(args, cfg.AdditionalArgs...)
+	p := NewProcess(cfg.Name, s.Bin("allowednets-sidecar"), args, nil, s.Path(cfg.Name+".log"))
+	if cfg.Passed != nil {
+		// sd_listen_fds(3); only the process itself knows its id.
+		p = NewProcess(cfg.Name, "/bin/sh", append([]string{"-c", `LISTEN_PID=$$ exec "$0" "$@"`, p.path}, args...),
+			[]string{"LISTEN_FDS=1", "LISTEN_FDNAMES=http"}, p.log)
+		p.files = []*os.File{cfg.Passed}
+	}
+	p, err := s.start(p)
 	if err != nil {
 		return nil, err
 	}

@@ -110,40 +110,66 @@ func NewDecider(cfg DeciderConfig) (*Decider, error) {
 // *[ServiceError], an *[allow.NameError] or an *[allow.AddressError]; it means "no answer", and so a denial. For a canonical
 // mailbox, and without a MinRevision, Decide allocates nothing, unless it denies.
 func (d *Decider) Decide(ctx context.Context, r Request) (Decision, error) {
-	restricted, known := d.cfg.Scope.Restricts(r.Service)
-	if !known {
-		return Decision{}, &ServiceError{r.Service}
-	}
-	mailbox, err := allow.CompleteMailbox(r.Mailbox, d.cfg.DefaultDomain)
+	dec, mailbox, err := d.decide(ctx, r)
 	if err != nil {
 		return Decision{}, err
-	}
-	client, err := allow.ParseClient(r.Client)
-	if err != nil {
-		return Decision{}, err
-	}
-	dec := Decision{State: d.cfg.State(), Client: client}
-	if r.MinRevision != "" {
-		if dec.State, err = d.await(ctx, r.MinRevision, restricted); err != nil {
-			return Decision{}, err
-		}
-	}
-	switch {
-	case !restricted:
-		dec.Outcome = allow.Outcome{Verdict: decisionv1.Verdict_VERDICT_ALLOW, Reason: decisionv1.Reason_REASON_SERVICE_EXEMPT}
-	case dec.State == nil:
-		return Decision{}, ErrNotSynced
-	case d.stale(dec.State):
-		// Unrestricted mailboxes too: they may have got a list that did not arrive.
-		dec.Outcome = allow.Outcome{Verdict: decisionv1.Verdict_VERDICT_DENY, Reason: decisionv1.Reason_REASON_STALE}
-	default:
-		dec.Outcome = allow.Decide(dec.State.Index.Lookup(mailbox.ID()), client)
 	}
 	d.decisions[r.Service][dec.Reason].Inc()
 	if dec.Verdict != decisionv1.Verdict_VERDICT_ALLOW {
 		d.denials.write(ctx, mailbox, r.Service, dec)
 	}
 	return dec, nil
+}
+
+// Review is [Decider.Decide] for an access that was granted earlier and goes on. Nobody asks for anything, so it is neither
+// counted nor logged.
+func (d *Decider) Review(ctx context.Context, r Request) (Decision, error) {
+	dec, _, err := d.decide(ctx, r)
+	return dec, err
+}
+
+func (d *Decider) decide(ctx context.Context, r Request) (Decision, allow.Mailbox, error) {
+	restricted, known := d.cfg.Scope.Restricts(r.Service)
+	if !known {
+		return Decision{}, allow.Mailbox{}, &ServiceError{r.Service}
+	}
+	mailbox, err := allow.CompleteMailbox(r.Mailbox, d.cfg.DefaultDomain)
+	if err != nil {
+		return Decision{}, allow.Mailbox{}, err
+	}
+	client, err := allow.ParseClient(r.Client)
+	if err != nil {
+		return Decision{}, allow.Mailbox{}, err
+	}
+	dec := Decision{State: d.cfg.State(), Client: client}
+	if r.MinRevision != "" {
+		if dec.State, err = d.await(ctx, r.MinRevision, restricted); err != nil {
+			return Decision{}, allow.Mailbox{}, err
+		}
+	}
+	switch {
+	case !restricted:
+		dec.Outcome = allow.Outcome{Verdict: decisionv1.Verdict_VERDICT_ALLOW, Reason: decisionv1.Reason_REASON_SERVICE_EXEMPT}
+	case dec.State == nil:
+		return Decision{}, allow.Mailbox{}, ErrNotSynced
+	case d.stale(dec.State):
+		// Unrestricted mailboxes too: they may have got a list that did not arrive.
+		dec.Outcome = allow.Outcome{Verdict: decisionv1.Verdict_VERDICT_DENY, Reason: decisionv1.Reason_REASON_STALE}
+	default:
+		dec.Outcome = allow.Decide(dec.State.Index.Lookup(mailbox.ID()), client)
+	}
+	return dec, mailbox, nil
+}
+
+// Exempts reports whether the lists do not apply to a service, so that a request in whose name nobody has logged in yet may
+// pass. It counts as a decision if so.
+func (d *Decider) Exempts(svc decisionv1.Service) bool {
+	restricted, known := d.cfg.Scope.Restricts(svc)
+	if restricted || !known {
+		return false
+	}
+	d.decisions[svc][decisionv1.Reason_REASON_SERVICE_EXEMPT].Inc()
+	return true
 }
 
 // await returns the state once it includes the save that a token names. What is exempt does not depend on any save, so

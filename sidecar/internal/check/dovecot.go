@@ -10,8 +10,6 @@ import (
 	"net/http"
 	"net/url"
 	"strings"
-	"unicode"
-	"unicode/utf8"
 
 	decisionv1 "github.com/allowednets/allowednets/gen/allowednets/decision/v1"
 	"github.com/allowednets/allowednets/internal/allow"
@@ -21,20 +19,6 @@ const doorDovecot = "dovecot"
 
 // maxDrained is how much of an oversized body is read so that the sender gets to see the answer.
 const maxDrained = 64 << 20
-
-// DefaultDenialText is what a person reads in the mail client when access is denied.
-const DefaultDenialText = "Access from {address} is not allowed for this mailbox. Ask your administrator."
-
-// unavailableText is what a person reads when there is no answer.
-const unavailableText = "Access to this mailbox cannot be checked right now. Try again in a minute."
-
-// ValidateDenialText reports why a denial text cannot be used.
-func ValidateDenialText(text string) error {
-	if !utf8.ValidString(text) || strings.ContainsFunc(text, unicode.IsControl) {
-		return errors.New("control characters are not allowed: they would forge lines of the IMAP protocol")
-	}
-	return nil
-}
 
 // dovecotDoor is the door for Dovecot's auth policy client
 // (https://doc.dovecot.org/2.3/configuration_manual/authentication/auth_policy/).
@@ -54,8 +38,9 @@ type login struct {
 	login, remote, realRemote, protocol, stage, via string
 }
 
-// dovecotService is what the words of Dovecot mean, by the table in docs/semantics.md.
-func dovecotService(protocol string) decisionv1.Service {
+// DovecotService is what Dovecot means by the name of a protocol, by the table in docs/semantics.md; unspecified if the table
+// does not have it.
+func DovecotService(protocol string) decisionv1.Service {
 	switch protocol {
 	case "imap":
 		return decisionv1.Service_SERVICE_IMAP
@@ -71,30 +56,10 @@ func dovecotService(protocol string) decisionv1.Service {
 	return decisionv1.Service_SERVICE_UNSPECIFIED
 }
 
-// forwardedService is what the words of a trusted proxy mean, by the same table.
-func forwardedService(via string) decisionv1.Service {
-	switch via {
-	case "webmail":
-		return decisionv1.Service_SERVICE_WEBMAIL
-	case "caldav":
-		return decisionv1.Service_SERVICE_CALDAV
-	case "carddav":
-		return decisionv1.Service_SERVICE_CARDDAV
-	case "webdav":
-		return decisionv1.Service_SERVICE_WEBDAV
-	}
-	return decisionv1.Service_SERVICE_UNSPECIFIED
-}
-
 // serve answers a request, which is refused if it is not authorized.
 func (d *dovecotDoor) serve(w http.ResponseWriter, r *http.Request, authorized bool) {
 	a := d.recovered(r, authorized)
-	a.Msg = strings.Map(func(c rune) rune {
-		if unicode.IsControl(c) {
-			return -1
-		}
-		return c
-	}, a.Msg)
+	a.Msg = printable(a.Msg)
 	body, _ := json.Marshal(a) // an int and a string always can be
 	w.Header().Set("Content-Type", "application/json")
 	_, _ = w.Write(body)
@@ -143,37 +108,27 @@ func (d *dovecotDoor) allow(ctx context.Context, l login) answer {
 	if dec.Verdict == decisionv1.Verdict_VERDICT_ALLOW {
 		return answer{}
 	}
-	if dec.Reason == decisionv1.Reason_REASON_STALE {
-		return d.quiet(answer{-1, unavailableText}, l)
-	}
-	address := "an unknown address"
-	if dec.Client.IsValid() {
-		address = dec.Client.String()
-	}
-	return d.quiet(answer{-1, strings.ReplaceAll(d.cfg.DenialText, "{address}", address)}, l)
+	return d.quiet(answer{-1, denialText(d.cfg.DenialText, dec)}, l)
 }
 
-// quiet empties the message where it would say too much. After authentication it would tell a thief that the password is
+// quiet empties the message where it would say too much: after authentication it would tell a thief that the password is
 // right, so it is shown only to those of whom we know that they have not got so far.
 func (d *dovecotDoor) quiet(a answer, l login) answer {
-	if l.stage != "before" || d.cfg.DenialText == "" {
+	if l.stage != "before" {
 		a.Msg = ""
 	}
 	return a
 }
 
-// refuse is the answer to a request that cannot be answered.
+// refuse is the answer to a request that cannot be answered. Without a text it reads like a wrong password.
 func (d *dovecotDoor) refuse(ctx context.Context, err error) answer {
 	d.cfg.Faults.count(ctx, doorDovecot, err)
-	if errors.Is(err, ErrNotSynced) {
-		return answer{-1, unavailableText}
-	}
-	return answer{Status: -1} // reads like a wrong password: a person could not do anything about it
+	return answer{-1, faultText(d.cfg.DenialText, err)}
 }
 
 // service says what the client wants.
 func (d *dovecotDoor) service(l login) (decisionv1.Service, error) {
-	svc := dovecotService(l.protocol)
+	svc := DovecotService(l.protocol)
 	if svc == decisionv1.Service_SERVICE_UNSPECIFIED {
 		return 0, &requestError{problem: fmt.Sprintf("the protocol %.20q is unknown", l.protocol)}
 	}
@@ -194,15 +149,7 @@ func (d *dovecotDoor) service(l login) (decisionv1.Service, error) {
 
 func (d *dovecotDoor) trusts(realRemote string) bool {
 	addr, err := allow.ParseClient(realRemote)
-	if err != nil {
-		return false
-	}
-	for _, p := range d.cfg.TrustedProxies {
-		if p.Contains(addr) {
-			return true
-		}
-	}
-	return false
+	return err == nil && hops(d.cfg.TrustedProxies).trust(addr)
 }
 
 // dovecotCommand returns the command in a query. Dovecot appends "?command=allow" to the configured URL, or "command=allow"

@@ -76,7 +76,7 @@ func NewFaults(log *slog.Logger, reg prometheus.Registerer) (*Faults, error) {
 	if err := reg.Register(f.unanswered); err != nil {
 		return nil, fmt.Errorf("registering metrics: %w", err)
 	}
-	for _, door := range []string{doorGRPC, doorJSON, doorDovecot} {
+	for _, door := range []string{doorGRPC, doorJSON, doorDovecot, doorNginxAuth, doorNginxMail, doorEnvoy} {
 		for _, cause := range causes() {
 			f.unanswered.WithLabelValues(door, cause) // shown from the start
 		}

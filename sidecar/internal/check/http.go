@@ -22,20 +22,27 @@ type HTTPConfig struct {
 	// DenialText is what a person reads; {address} stands for the client's address. Empty: nothing is said, and a denial
 	// looks like a wrong password. It must be valid ([ValidateDenialText]).
 	DenialText string
-	// TrustedProxies may say on whose behalf they log in to Dovecot.
+	// TrustedProxies may say on whose behalf they ask, or log in to Dovecot.
 	TrustedProxies []netip.Prefix
+	// NginxBackends are the mail servers behind nginx's mail proxy, by its word for the protocol.
+	NginxBackends map[string]netip.AddrPort
 }
 
 // HTTP is the handler of an HTTP listener: the doors that speak HTTP, by path.
 type HTTP struct {
-	token   string
-	json    *jsonDoor
-	dovecot *dovecotDoor
+	token     string
+	json      *jsonDoor
+	dovecot   *dovecotDoor
+	nginxAuth *nginxAuthDoor
+	nginxMail *nginxMailDoor
 }
 
 // NewHTTP returns the handler.
 func NewHTTP(cfg HTTPConfig) *HTTP {
-	return &HTTP{token: cfg.Token, json: &jsonDoor{cfg.Decider, cfg.Faults}, dovecot: &dovecotDoor{cfg}}
+	return &HTTP{
+		token: cfg.Token, json: &jsonDoor{cfg.Decider, cfg.Faults}, dovecot: &dovecotDoor{cfg},
+		nginxAuth: &nginxAuthDoor{cfg}, nginxMail: &nginxMailDoor{cfg},
+	}
 }
 
 // ServeHTTP implements http.Handler. (It is not a ServeMux: that redirects a path with two slashes, and a Dovecot that is
@@ -47,6 +54,10 @@ func (h *HTTP) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		h.json.serve(w, r, authorized)
 	case path == "/dovecot":
 		h.dovecot.serve(w, r, authorized)
+	case path == "/nginx/auth":
+		h.nginxAuth.serve(w, r, authorized)
+	case path == "/nginx/mail":
+		h.nginxMail.serve(w, r, authorized)
 	case strings.Contains(r.URL.RawQuery, "command="): // a Dovecot whose URL is wrong
 		h.dovecot.serve(w, r, false)
 	default:

@@ -312,7 +312,8 @@ func TestForeignStore(t *testing.T) {
 		f.synced(10, three()).end <- errCut
 		for range 3 {
 			c := f.accept()
-			c.send(welcome(0xf0, 1, true), changes(content{}.commit(99)))
+			c.send(welcome(0xf0, 1, true))
+			_ = c.stream.Send(changes(content{}.commit(99))) // the sidecar may have gone already
 			<-c.stream.Context().Done()
 			synctest.Wait()
 			f.wantState(10, three())
