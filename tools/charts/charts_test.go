@@ -156,6 +156,7 @@ func TestBadValues(t *testing.T) {
 		"a policy address without port":        {dovecot, "users: {a@example.org: x}\nallowednets-sidecar: {policyAddress: policy}", "at '/policyAddress': 'policy' does not match pattern"},
 		"a door for everybody":                 {dovecot, "users: {a@example.org: x}\nallowednets-sidecar: {policyAddress: 'a:1', httpListen: ':7480'}", "at '/httpListen': ':7480' does not match pattern"},
 		"a door that Dovecot does not know":    {dovecot, "users: {a@example.org: x}\nallowednets-sidecar: {policyAddress: 'a:1', httpListen: '127.0.0.1:1'}", "this example's Dovecot asks 127.0.0.1:7480"},
+		"doveadm without its key":              {dovecot, "users: {a@example.org: x}\nallowednets-sidecar: {policyAddress: 'a:1', doveadmURL: 'http://127.0.0.1:7482'}", "doveadmURL and allowednets-sidecar.doveadmKeySecret need each other"},
 		"a Dovecot without users":              {dovecot, "allowednets-sidecar: {policyAddress: 'a:1'}", "users is empty, so nobody could log in"},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -32,6 +32,9 @@ lists; stops it after all of them; and restarts it alone if it ends.
 {{- if not $v.policyAddress -}}
 {{- fail "allowednets-sidecar.policyAddress is empty: name the policy service, such as allowednets-policy.allowednets.svc:7443" -}}
 {{- end -}}
+{{- if ne (empty $v.doveadmURL) (empty $v.doveadmKeySecret) -}}
+{{- fail "allowednets-sidecar.doveadmURL and allowednets-sidecar.doveadmKeySecret need each other: give both, or neither" -}}
+{{- end -}}
 - name: allowednets-sidecar
   restartPolicy: Always
   image: {{ $v.image.prefix }}/sidecar:{{ default $library.Chart.AppVersion $v.image.tag }}
@@ -51,6 +54,16 @@ lists; stops it after all of them; and restarts it alone if it ends.
     {{- end }}
     {{- with $v.trustedProxies }}
     - --trusted-proxies={{ join "," . }}
+    {{- end }}
+    {{- with $v.doveadmURL }}
+    - --doveadm-url={{ . }}
+    - --doveadm-key-file=/etc/allowednets/doveadm/doveadm_api_key
+    {{- end }}
+    {{- with $v.nginxBackends }}
+    - --nginx-backend={{ join "," . }}
+    {{- end }}
+    {{- with $v.envoyMailboxFrom }}
+    - --envoy-mailbox-from={{ . }}
     {{- end }}
     {{- with $v.defaultDomain }}
     - --default-domain={{ . }}
@@ -100,6 +113,9 @@ lists; stops it after all of them; and restarts it alone if it ends.
     {{- if $v.httpTokenSecret }}
     - {name: allowednets-token, mountPath: /etc/allowednets/token, readOnly: true}
     {{- end }}
+    {{- if $v.doveadmKeySecret }}
+    - {name: allowednets-doveadm, mountPath: /etc/allowednets/doveadm, readOnly: true}
+    {{- end }}
 {{- end -}}
 
 {{- define "allowednets-sidecar.volumes" -}}
@@ -113,6 +129,10 @@ lists; stops it after all of them; and restarts it alone if it ends.
   {{- toYaml $v.stateVolume | nindent 2 }}
 {{- with $v.httpTokenSecret }}
 - name: allowednets-token
+  secret: {secretName: {{ . }}, defaultMode: 0444}
+{{- end }}
+{{- with $v.doveadmKeySecret }}
+- name: allowednets-doveadm
   secret: {secretName: {{ . }}, defaultMode: 0444}
 {{- end }}
 {{- end -}}
