@@ -16,6 +16,7 @@ import (
 	"google.golang.org/grpc/credentials"
 
 	"github.com/allowednets/allowednets/internal/allow"
+	"github.com/allowednets/allowednets/internal/hops"
 	"github.com/allowednets/allowednets/internal/serve"
 	"github.com/allowednets/allowednets/sidecar/internal/check"
 	"github.com/allowednets/allowednets/sidecar/internal/session"
@@ -30,14 +31,14 @@ type flags struct {
 	AcceptCluster string `env:"ALLOWEDNETS_ACCEPT_CLUSTER" placeholder:"ID" help:"Id (hexadecimal, as logged) of a store that may replace the one the sidecar's state came from."`
 	ID            string `name:"id" env:"ALLOWEDNETS_ID" placeholder:"NAME" help:"The sidecar's name, unique among sidecars. Default: the host name."`
 
-	StateDir string `env:"ALLOWEDNETS_STATE_DIR" type:"path" placeholder:"DIR" help:"Directory of the last known good state, which the sidecar enforces when it starts and no policy service answers. Made if it does not exist; for this process alone. Default: none is kept."`
+	StateDir string `env:"ALLOWEDNETS_STATE_DIR" placeholder:"DIR" help:"Directory of the last known good state, which the sidecar enforces when it starts and no policy service answers. Made if it does not exist; for this process alone. Default: none is kept."`
 
 	Socket      string `env:"ALLOWEDNETS_SOCKET" default:"/run/allowednets/sidecar.sock" placeholder:"PATH" help:"Unix socket of the gRPC and HTTP APIs (${default}); mode 0660. Empty: none."`
 	GRPCListen  string `name:"grpc-listen" env:"ALLOWEDNETS_GRPC_LISTEN" placeholder:"ADDRESS" help:"Loopback address of the gRPC API. Default: none."`
 	HTTPListen  string `name:"http-listen" env:"ALLOWEDNETS_HTTP_LISTEN" default:"127.0.0.1:7480" placeholder:"ADDRESS" help:"Loopback address of the HTTP API and of the doors for Dovecot and nginx (${default}). Empty: none. A socket that systemd passes takes the place of each of these four."`
 	AdminListen string `env:"ALLOWEDNETS_ADMIN_LISTEN" default:":7491" placeholder:"ADDRESS" help:"Address of health and metrics (${default}). Empty: none."`
 
-	HTTPTokenFile  string   `name:"http-token-file" env:"ALLOWEDNETS_HTTP_TOKEN_FILE" type:"path" placeholder:"FILE" help:"Holds the bearer token that every request to --http-listen must carry. Default: none is needed."`
+	HTTPTokenFile  string   `name:"http-token-file" env:"ALLOWEDNETS_HTTP_TOKEN_FILE" placeholder:"FILE" help:"Holds the bearer token that every request to --http-listen must carry. Default: none is needed."`
 	TrustedProxies []string `env:"ALLOWEDNETS_TRUSTED_PROXIES" placeholder:"NET,…" help:"Load balancers and webmail servers whose word is believed: for nginx and Envoy about the client's address (X-Forwarded-For, read from the right to the first that is not one of them), for Dovecot about the service they log in for (x-forward-via). Default: nobody."`
 
 	NginxBackends    []string `name:"nginx-backend" env:"ALLOWEDNETS_NGINX_BACKEND" placeholder:"PROTOCOL=IP:PORT,…" help:"Mail servers behind nginx's mail proxy, such as imap=192.0.2.10:143; PROTOCOL is imap, pop3 or smtp. Default: none, and nobody gets through /nginx/mail."`
@@ -49,7 +50,7 @@ type flags struct {
 	DenialText       string        `env:"ALLOWEDNETS_DENIAL_TEXT" default:"${denial_text}" placeholder:"TEXT" help:"What a person reads in the mail client; {address} stands for the client's address. Empty: a denial looks like a wrong password. Default: ${denial_text}"`
 
 	DoveadmURL     string `name:"doveadm-url" env:"ALLOWEDNETS_DOVEADM_URL" placeholder:"URL" help:"Dovecot's HTTP API, on loopback or with https, such as http://127.0.0.1:7482: sessions that a list does not permit any more are ended. Default: they stay open."`
-	DoveadmKeyFile string `env:"ALLOWEDNETS_DOVEADM_KEY_FILE" type:"path" placeholder:"FILE" help:"Holds Dovecot's doveadm_api_key. Needed with --doveadm-url."`
+	DoveadmKeyFile string `env:"ALLOWEDNETS_DOVEADM_KEY_FILE" placeholder:"FILE" help:"Holds Dovecot's doveadm_api_key. Needed with --doveadm-url."`
 
 	Version kong.VersionFlag `help:"Print the version and exit."`
 }
@@ -58,7 +59,7 @@ type flags struct {
 type config struct {
 	flags
 	acceptCluster  uint64
-	trustedProxies []netip.Prefix
+	trustedProxies hops.Trusted
 	nginxBackends  map[string]netip.AddrPort
 	mailboxFrom    check.MailboxFrom
 	scope          allow.Scope
@@ -115,12 +116,8 @@ func (f flags) resolve() (config, error) {
 	if c.scope, err = allow.ParseScope(f.RestrictServices); err != nil {
 		return config{}, fmt.Errorf("--restrict-services: %w", err)
 	}
-	for _, text := range f.TrustedProxies {
-		p, err := parseProxy(strings.TrimSpace(text))
-		if err != nil {
-			return config{}, fmt.Errorf("--trusted-proxies: %w", err)
-		}
-		c.trustedProxies = append(c.trustedProxies, p)
+	if c.trustedProxies, err = hops.Parse(f.TrustedProxies); err != nil {
+		return config{}, fmt.Errorf("--trusted-proxies: %w", err)
 	}
 	if c.nginxBackends, err = parseBackends(f.NginxBackends); err != nil {
 		return config{}, fmt.Errorf("--nginx-backend: %w", err)
@@ -158,23 +155,6 @@ func (f flags) resolve() (config, error) {
 
 // minDenyAfter leaves room for a few lost answers.
 const minDenyAfter = 15 * time.Second
-
-// parseProxy reads an address or a network whose word is believed. What could be wider than it was meant is refused.
-func parseProxy(text string) (netip.Prefix, error) {
-	if addr, err := netip.ParseAddr(text); err == nil && addr.Zone() == "" {
-		return netip.PrefixFrom(addr.Unmap(), addr.Unmap().BitLen()), nil
-	}
-	p, err := netip.ParsePrefix(text)
-	switch {
-	case err != nil || p.Addr().Is4In6():
-		return netip.Prefix{}, fmt.Errorf("%.60q is not an address or a network such as 192.0.2.0/28", text)
-	case p != p.Masked():
-		return netip.Prefix{}, fmt.Errorf("%v is an address inside the network %v: write %v for the address alone", p, p.Masked(), p.Addr())
-	case p.Bits() == 0:
-		return netip.Prefix{}, fmt.Errorf("%v would let everybody claim any address, or to be calendar access", p)
-	}
-	return p, nil
-}
 
 // parseBackends reads the servers behind nginx. nginx takes addresses only, no names.
 func parseBackends(texts []string) (map[string]netip.AddrPort, error) {

@@ -11,7 +11,6 @@ import (
 	"os"
 	"os/signal"
 	"runtime"
-	"runtime/debug"
 	"syscall"
 	"time"
 
@@ -52,7 +51,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		kong.Name("allowednets-sidecar"),
 		kong.Description("Decides, beside a mail server, which client may reach which mailbox. Flags can also be given as ALLOWEDNETS_… in the environment. "+
 			"With healthcheck as the first argument it asks the one that runs on this machine whether it is ready."),
-		kong.Vars{"version": version(), "denial_text": check.DefaultDenialText},
+		kong.Vars{"version": serve.Version(), "denial_text": check.DefaultDenialText},
 		kong.Writers(stdout, stderr),
 		kong.Exit(func(c int) { code = c }),
 	)
@@ -116,7 +115,7 @@ func build(ctx context.Context, cfg config, log *slog.Logger) (_ *process, err e
 	}
 	p.registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), cfg.TLSCollector())
 	feed := mirror.Config{
-		ID: cfg.ID, Version: version(), AcceptCluster: cfg.acceptCluster,
+		ID: cfg.ID, Version: serve.Version(), AcceptCluster: cfg.acceptCluster,
 		Dial: mirror.Dialer(cfg.PolicyAddress, cfg.credentials), Log: log, Metrics: p.registry,
 	}
 	if cfg.StateDir != "" {
@@ -252,7 +251,7 @@ func (p *process) run(ctx context.Context) error {
 	if _, err := daemon.SdNotify(false, daemon.SdNotifyReady); err != nil {
 		p.log.Warn("the service manager cannot be told that the sidecar started", "error", err)
 	}
-	p.log.Info("the sidecar started", "version", version(), "id", p.cfg.ID, "policy_address", p.cfg.PolicyAddress)
+	p.log.Info("the sidecar started", "version", serve.Version(), "id", p.cfg.ID, "policy_address", p.cfg.PolicyAddress)
 	return group.Wait()
 }
 
@@ -272,7 +271,7 @@ func (p *process) ready(ctx context.Context) error {
 func (p *process) status() *checkv1.GetStatusResponse {
 	st := p.mirror.State()
 	resp := &checkv1.GetStatusResponse{
-		Id: p.cfg.ID, Version: version(), Synced: st != nil, Connected: p.mirror.Connected(), ForeignStore: p.mirror.ForeignStore(),
+		Id: p.cfg.ID, Version: serve.Version(), Synced: st != nil, Connected: p.mirror.Connected(), ForeignStore: p.mirror.ForeignStore(),
 	}
 	if st != nil {
 		resp.Revision, resp.RestrictedMailboxes = st.Revision, st.Index.Count()
@@ -281,13 +280,4 @@ func (p *process) status() *checkv1.GetStatusResponse {
 		resp.DataAge = durationpb.New(age)
 	}
 	return resp
-}
-
-// version is that of the build.
-func version() string {
-	info, ok := debug.ReadBuildInfo()
-	if !ok {
-		return "unknown"
-	}
-	return info.Main.Version
 }

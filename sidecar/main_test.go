@@ -39,6 +39,7 @@ import (
 	decisionv1 "github.com/allowednets/allowednets/gen/allowednets/decision/v1"
 	feedv1 "github.com/allowednets/allowednets/gen/allowednets/feed/v1"
 	"github.com/allowednets/allowednets/internal/allow"
+	"github.com/allowednets/allowednets/internal/serve"
 	"github.com/allowednets/allowednets/sidecar/internal/check"
 )
 
@@ -153,7 +154,7 @@ func TestUsage(t *testing.T) {
 }
 
 func TestHelpAndVersion(t *testing.T) {
-	for flag, want := range map[string]string{"--help": "--policy-address=HOST:PORT", "--version": version()} {
+	for flag, want := range map[string]string{"--help": "--policy-address=HOST:PORT", "--version": serve.Version()} {
 		var stdout, stderr output
 		if code := run(t.Context(), []string{flag}, &stdout, &stderr); code != 0 || !strings.Contains(stdout.String(), want) || stderr.String() != "" {
 			t.Errorf("%s: exit code %d\n%s%s", flag, code, stdout.String(), stderr.String())

@@ -149,7 +149,7 @@ func (d *dovecotDoor) service(l login) (decisionv1.Service, error) {
 
 func (d *dovecotDoor) trusts(realRemote string) bool {
 	addr, err := allow.ParseClient(realRemote)
-	return err == nil && hops(d.cfg.TrustedProxies).trust(addr)
+	return err == nil && d.cfg.TrustedProxies.Trust(addr)
 }
 
 // dovecotCommand returns the command in a query. Dovecot appends "?command=allow" to the configured URL, or "command=allow"

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
-	"net/netip"
 	"strings"
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
@@ -16,6 +15,7 @@ import (
 	"google.golang.org/grpc/codes"
 
 	decisionv1 "github.com/allowednets/allowednets/gen/allowednets/decision/v1"
+	"github.com/allowednets/allowednets/internal/hops"
 )
 
 const doorEnvoy = "envoy"
@@ -29,7 +29,7 @@ type EnvoyConfig struct {
 	// DenialText is as in [HTTPConfig]; empty: a denial does not say why.
 	DenialText string
 	// TrustedProxies may say on whose behalf they ask.
-	TrustedProxies []netip.Prefix
+	TrustedProxies hops.Trusted
 }
 
 // MailboxFrom is the place where a request through Envoy names the mailbox: a header, or a context extension of the route.
@@ -96,7 +96,7 @@ func (e *Envoy) check(ctx context.Context, req *authv3.CheckRequest) (*authv3.Ch
 	if err != nil {
 		return nil, err
 	}
-	client, err := hops(e.cfg.TrustedProxies).client(peer, headers.values("x-forwarded-for"))
+	client, err := e.cfg.TrustedProxies.Client(peer, headers.values("x-forwarded-for"))
 	if err != nil {
 		return nil, err
 	}

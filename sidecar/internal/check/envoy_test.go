@@ -26,6 +26,7 @@ import (
 	"google.golang.org/protobuf/types/known/structpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
+	"github.com/allowednets/allowednets/internal/hops"
 	"github.com/allowednets/allowednets/internal/serve"
 	"github.com/allowednets/allowednets/sidecar/internal/check"
 	"github.com/allowednets/allowednets/sidecar/internal/mirror"
@@ -40,7 +41,7 @@ func serveEnvoy(t *testing.T, f *fixture, configure ...func(*check.EnvoyConfig))
 	}
 	cfg := check.EnvoyConfig{
 		Decider: f.decider, Faults: f.faults, MailboxFrom: from, DenialText: check.DefaultDenialText,
-		TrustedProxies: []netip.Prefix{netip.MustParsePrefix("10.1.0.0/16"), netip.MustParsePrefix("fd00::/8")},
+		TrustedProxies: hops.Trusted{netip.MustParsePrefix("10.1.0.0/16"), netip.MustParsePrefix("fd00::/8")},
 	}
 	for _, c := range configure {
 		c(&cfg)

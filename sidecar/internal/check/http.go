@@ -7,6 +7,8 @@ import (
 	"net/http"
 	"net/netip"
 	"strings"
+
+	"github.com/allowednets/allowednets/internal/hops"
 )
 
 // maxBody bounds the body of a request in octets.
@@ -23,7 +25,7 @@ type HTTPConfig struct {
 	// looks like a wrong password. It must be valid ([ValidateDenialText]).
 	DenialText string
 	// TrustedProxies may say on whose behalf they ask, or log in to Dovecot.
-	TrustedProxies []netip.Prefix
+	TrustedProxies hops.Trusted
 	// NginxBackends are the mail servers behind nginx's mail proxy, by its word for the protocol.
 	NginxBackends map[string]netip.AddrPort
 }

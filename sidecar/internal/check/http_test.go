@@ -17,6 +17,7 @@ import (
 
 	checkv1 "github.com/allowednets/allowednets/gen/allowednets/check/v1"
 	decisionv1 "github.com/allowednets/allowednets/gen/allowednets/decision/v1"
+	"github.com/allowednets/allowednets/internal/hops"
 	"github.com/allowednets/allowednets/internal/rpcerr"
 	"github.com/allowednets/allowednets/sidecar/internal/check"
 	"github.com/allowednets/allowednets/sidecar/internal/mirror"
@@ -25,7 +26,7 @@ import (
 func (f *fixture) http(configure ...func(*check.HTTPConfig)) http.Handler {
 	cfg := check.HTTPConfig{
 		Decider: f.decider, Faults: f.faults, Log: slog.New(slog.DiscardHandler), DenialText: check.DefaultDenialText,
-		TrustedProxies: []netip.Prefix{netip.MustParsePrefix("10.1.0.0/16"), netip.MustParsePrefix("fd00::/8")},
+		TrustedProxies: hops.Trusted{netip.MustParsePrefix("10.1.0.0/16"), netip.MustParsePrefix("fd00::/8")},
 	}
 	for _, c := range configure {
 		c(&cfg)

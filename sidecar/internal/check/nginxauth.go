@@ -100,7 +100,7 @@ func (n *nginxAuthDoor) allow(r *http.Request) (pass, error) {
 	if mailbox == "" && n.cfg.Decider.Exempts(svc) {
 		return pass{allowed: true, reason: reasonLabel(decisionv1.Reason_REASON_SERVICE_EXEMPT)}, nil
 	}
-	client, err := hops(n.cfg.TrustedProxies).client(peer, forwarded)
+	client, err := n.cfg.TrustedProxies.Client(peer, forwarded)
 	if err != nil {
 		return pass{}, err
 	}

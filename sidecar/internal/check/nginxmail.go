@@ -102,7 +102,7 @@ func (n *nginxMailDoor) allow(r *http.Request) (route, error) {
 		return route{}, &requestError{problem: "Auth-User is not percent-encoded"}
 	}
 	// A load balancer that nginx was not told about (set_real_ip_from) may be trusted here.
-	client, err := hops(n.cfg.TrustedProxies).client(peer, r.Header.Values("Proxy-Protocol-Addr"))
+	client, err := n.cfg.TrustedProxies.Client(peer, r.Header.Values("Proxy-Protocol-Addr"))
 	if err != nil {
 		return route{}, err
 	}

@@ -2,6 +2,7 @@ package check
 
 import (
 	"errors"
+	"net/netip"
 	"strings"
 	"unicode"
 	"unicode/utf8"
@@ -55,4 +56,12 @@ func printable(s string) string {
 		}
 		return c
 	}, s)
+}
+
+// addressText is how a [Request] names an address.
+func addressText(addr netip.Addr) string {
+	if !addr.IsValid() {
+		return ""
+	}
+	return addr.String()
 }

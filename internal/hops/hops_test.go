@@ -1,7 +1,8 @@
-package check
+package hops_test
 
 import (
 	"errors"
+	"fmt"
 	"net"
 	"net/netip"
 	"os"
@@ -10,17 +11,18 @@ import (
 	"testing"
 
 	"github.com/allowednets/allowednets/internal/allow"
+	"github.com/allowednets/allowednets/internal/hops"
 )
 
 // trusted are the proxies of the tests and of the table in docs/semantics.md.
-func trusted() hops {
-	return hops{netip.MustParsePrefix("10.1.0.0/16"), netip.MustParsePrefix("fd00::/8")}
+func trusted() hops.Trusted {
+	return hops.Trusted{netip.MustParsePrefix("10.1.0.0/16"), netip.MustParsePrefix("fd00::/8")}
 }
 
 // resolved is what client says, in the words of the table.
 func resolved(t *testing.T, peer string, forwarded []string) string {
 	t.Helper()
-	addr, err := trusted().client(peer, forwarded)
+	addr, err := trusted().Client(peer, forwarded)
 	switch {
 	case err == nil && !addr.IsValid():
 		return "unknown"
@@ -35,7 +37,7 @@ func resolved(t *testing.T, peer string, forwarded []string) string {
 
 // TestClientTable compares the code with the table in docs/semantics.md.
 func TestClientTable(t *testing.T) {
-	doc, err := os.ReadFile("../../../docs/semantics.md")
+	doc, err := os.ReadFile("../../docs/semantics.md")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -89,7 +91,7 @@ func TestClient(t *testing.T) {
 	}
 	t.Run("nobody is trusted by default", func(t *testing.T) {
 		for _, peer := range []string{"127.0.0.1", "::1", "10.1.0.1", "198.51.100.9"} {
-			if got, err := hops(nil).client(peer, []string{"192.0.2.77"}); err != nil || got.String() != peer {
+			if got, err := hops.Trusted(nil).Client(peer, []string{"192.0.2.77"}); err != nil || got.String() != peer {
 				t.Errorf("%s: %v, %v", peer, got, err)
 			}
 		}
@@ -138,6 +140,21 @@ func model(peer string, forwarded []string) string {
 		isTrusted := four != nil && four[0] == 10 && four[1] == 1 || four == nil && ip[0] == 0xfd
 		if !isTrusted || i == 0 {
 			return netip.MustParseAddr(way[i]).Unmap().String()
+		}
+	}
+}
+
+func TestParse(t *testing.T) {
+	got, err := hops.Parse([]string{" 192.0.2.0/28", "2001:db8::1 ", "::ffff:10.0.0.1"})
+	if want := "[192.0.2.0/28 2001:db8::1/128 10.0.0.1/32]"; err != nil || fmt.Sprint(got) != want {
+		t.Errorf("%v, %v; want %s", got, err, want)
+	}
+	for text, want := range map[string]string{
+		"": "not an address", "proxy.example": "not an address", "10.0.0.1:80": "not an address", "fe80::1%eth0": "not an address",
+		"::ffff:10.0.0.0/104": "not an address", "10.0.0.1/8": "write 10.0.0.1 for the address alone", "0.0.0.0/0": "claim any address", "::/0": "claim any address",
+	} {
+		if got, err := hops.Parse([]string{"10.0.0.1", text}); got != nil || err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%q: %v, %v; want an error with %q", text, got, err, want)
 		}
 	}
 }
