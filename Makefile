@@ -30,6 +30,10 @@ build: ## Build the static binaries into bin/
 	CGO_ENABLED=0 go build -trimpath -ldflags='-s -w' -o bin/allowednets-dashboard ./services/dashboard
 	CGO_ENABLED=0 go build -trimpath -ldflags='-s -w' -o bin/allowednets ./services/cli
 
+.PHONY: images
+images: ## Build the container images into bin/images/ (IMAGE_PREFIX= VERSION= PLATFORMS=)
+	tools/images.sh
+
 # Not `go run`, which answers Ctrl-C with an error.
 .PHONY: run
 run: build ## Start everything on this machine with sample data, until Ctrl-C
@@ -43,6 +47,16 @@ test: build $(AXE) ## Run all tests: vet, race detector, each module alone, end 
 	@$(call in-modules,GOWORK=off go build ./... && GOWORK=off go vet ./...)
 	go test -race $(patsubst %,./%/...,$(filter-out test,$(MODULES)))
 	go test -race -count=1 -p=1 -timeout=30m ./test/...
+
+# Of their own modules: what they need would lift the product's. The first build of helm's and Kubernetes' packages takes minutes.
+.PHONY: test-tools
+test-tools: ## Test the charts (lint, schemas, every values-*.yaml) and the image builder
+	cd tools/image && GOWORK=off go test ./...
+	cd tools/charts && GOWORK=off go test -count=1 ./... # what it reads lies outside of the module, where go test sees no change
+
+.PHONY: charts
+charts: ## Write what the charts' READMEs say about values
+	cd tools/charts && GOWORK=off go run . $(abspath charts/allowednets charts/allowednets-sidecar charts/examples/dovecot)
 
 .PHONY: lint
 lint: lint-go lint-proto lint-arrows lint-modules lint-docs breaking ## Run all checks that need no run of the product
@@ -69,7 +83,7 @@ lint-modules:
 	    if ($$1 in version && version[$$1] != $$2) {print FILENAME ": " $$1 " " $$2 ", but " first[$$1] " has " version[$$1]; bad = 1} \
 	    else {version[$$1] = $$2; first[$$1] = FILENAME}} END {exit bad}' go.work $(MODULES:%=%/go.mod)
 	@$(call in-modules,GOWORK=off go mod tidy -diff)
-	cd tools/lint && GOWORK=off go mod tidy -diff
+	@for tool in charts image lint; do (cd tools/$$tool && GOWORK=off go mod tidy -diff); done
 
 .PHONY: lint-docs
 lint-docs:

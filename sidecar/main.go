@@ -42,11 +42,15 @@ func main() {
 
 // run is the process. It returns the exit code: 0 after ctx ended, 1 if something broke, 2 if the command line cannot work.
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
+	if len(args) > 0 && args[0] == serve.HealthcheckCommand {
+		return serve.Healthcheck(ctx, ":7491", args[1:], stdout, stderr)
+	}
 	var f flags
 	code := -1
 	parser, err := kong.New(&f,
 		kong.Name("allowednets-sidecar"),
-		kong.Description("Decides, beside a mail server, which client may reach which mailbox. Flags can also be given as ALLOWEDNETS_… in the environment."),
+		kong.Description("Decides, beside a mail server, which client may reach which mailbox. Flags can also be given as ALLOWEDNETS_… in the environment. "+
+			"With healthcheck as the first argument it asks the one that runs on this machine whether it is ready."),
 		kong.Vars{"version": serve.Version(), "denial_text": check.DefaultDenialText},
 		kong.Writers(stdout, stderr),
 		kong.Exit(func(c int) { code = c }),

@@ -465,6 +465,10 @@ func TestProcess(t *testing.T) {
 			break
 		}
 	}
+	var healthy, unhealthy bytes.Buffer
+	if code := run(t.Context(), []string{"healthcheck", "--admin-listen=" + adminAddress}, &healthy, &unhealthy); code != 0 || healthy.String() != "ok\n" {
+		t.Errorf("healthcheck: %d, %s%s", code, healthy.String(), unhealthy.String())
+	}
 	if code, body := get(t, client, "http://"+adminAddress+"/readyz"); code != http.StatusOK {
 		t.Errorf("/readyz: %d %s", code, body)
 	}

@@ -11,7 +11,6 @@ import (
 	"net/http"
 	"os"
 	"os/signal"
-	"runtime/debug"
 	"syscall"
 	"time"
 
@@ -43,12 +42,15 @@ func main() {
 
 // run is the process. It returns the exit code: 0 after ctx ended, 1 if something broke, 2 if the command line cannot work.
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
+	if len(args) > 0 && args[0] == serve.HealthcheckCommand {
+		return serve.Healthcheck(ctx, ":7492", args[1:], stdout, stderr)
+	}
 	var f flags
 	code := -1
 	parser, err := kong.New(&f,
 		kong.Name("allowednets-dashboard"),
-		kong.Description("Shows the administrators of domains their mailboxes and lets them edit the allowed nets. Flags can also be given as ALLOWEDNETS_… in the environment. 'allowednets-dashboard hash-password' makes a hash for the file of users."),
-		kong.Vars{"version": version(), "callback": login.CallbackPath},
+		kong.Description("Shows the administrators of domains their mailboxes and lets them edit the allowed nets. Flags can also be given as ALLOWEDNETS_… in the environment. 'allowednets-dashboard hash-password' makes a hash for the file of users; with healthcheck as the first argument it asks the one that runs on this machine whether it is ready."),
+		kong.Vars{"version": serve.Version(), "callback": login.CallbackPath},
 		kong.Writers(stdout, stderr),
 		kong.Exit(func(c int) { code = c }),
 	)
@@ -194,7 +196,7 @@ func (p *process) run(ctx context.Context) error {
 	if p.admin != nil {
 		admin = p.admin.Addr().String()
 	}
-	p.log.Info("the dashboard started", "version", version(), "address", p.listener.Addr().String(), "admin_address", admin, "policy_address", p.cfg.PolicyAddress)
+	p.log.Info("the dashboard started", "version", serve.Version(), "address", p.listener.Addr().String(), "admin_address", admin, "policy_address", p.cfg.PolicyAddress)
 	return group.Wait()
 }
 
@@ -205,13 +207,4 @@ func listen(ctx context.Context, flag, address string) (net.Listener, error) {
 		return nil, fmt.Errorf("%s: %w", flag, err)
 	}
 	return lis, nil
-}
-
-// version is that of the build.
-func version() string {
-	info, ok := debug.ReadBuildInfo()
-	if !ok {
-		return "unknown"
-	}
-	return info.Main.Version
 }

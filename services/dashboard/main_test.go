@@ -19,6 +19,7 @@ import (
 	"github.com/alecthomas/kong"
 	"go.uber.org/goleak"
 
+	"github.com/allowednets/allowednets/internal/serve"
 	"github.com/allowednets/allowednets/services/dashboard/internal/login"
 )
 
@@ -162,7 +163,7 @@ func TestBroken(t *testing.T) {
 }
 
 func TestHelpAndVersion(t *testing.T) {
-	for flag, want := range map[string]string{"--help": "--policy-address=HOST:PORT", "--version": version()} {
+	for flag, want := range map[string]string{"--help": "--policy-address=HOST:PORT", "--version": serve.Version()} {
 		var stdout, stderr output
 		if code := run(t.Context(), []string{flag}, &stdout, &stderr); code != 0 || !strings.Contains(stdout.String(), want) || stderr.String() != "" {
 			t.Errorf("%s: exit code %d\n%s%s", flag, code, stdout.String(), stderr.String())
@@ -253,6 +254,10 @@ func TestProcess(t *testing.T) {
 				t.Errorf("the first page: %d", code)
 			}
 			admin := "http://" + address("admin_address")
+			var healthy, unhealthy output
+			if code := run(t.Context(), []string{"healthcheck", "--admin-listen=" + address("admin_address")}, &healthy, &unhealthy); code != 0 || healthy.String() != "ok\n" {
+				t.Errorf("healthcheck: %d, %s%s", code, healthy.String(), unhealthy.String())
+			}
 			if code, body := get(admin + "/readyz"); code != 200 {
 				t.Errorf("readiness: %d %s", code, body)
 			}

@@ -13,6 +13,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/alecthomas/kong"
 	"go.etcd.io/etcd/client/pkg/v3/transport"
@@ -36,15 +37,16 @@ type flags struct {
 	AdminListen string `env:"ALLOWEDNETS_ADMIN_LISTEN" default:":7490" help:"Address of /livez, /readyz and /metrics."`
 	Callers     string `env:"ALLOWEDNETS_CALLERS" help:"YAML file: which certificate name may call which RPCs. Needed with TLS."`
 
-	DataDir          string   `env:"ALLOWEDNETS_DATA_DIR" help:"Folder of the embedded single-node etcd. Needed without --etcd-endpoints."`
-	CreateStore      bool     `env:"ALLOWEDNETS_CREATE_STORE" help:"Create a store in an etcd that has none. Only for the first start: a lost volume must not look like nobody is restricted."`
-	RaiseEpochTo     uint64   `env:"ALLOWEDNETS_RAISE_EPOCH_TO" help:"Raise the store's epoch to this number if it is lower. After restoring a backup give one more than before, so that sidecars believe the older history."`
-	EtcdEndpoints    []string `env:"ALLOWEDNETS_ETCD_ENDPOINTS" help:"Client URLs of an etcd cluster, comma-separated."`
-	EtcdCertFile     string   `env:"ALLOWEDNETS_ETCD_CERT_FILE" help:"Our client certificate for etcd, PEM."`
-	EtcdKeyFile      string   `env:"ALLOWEDNETS_ETCD_KEY_FILE" help:"Its key, PEM."`
-	EtcdCAFile       string   `env:"ALLOWEDNETS_ETCD_CA_FILE" help:"Authorities of etcd's certificates, PEM."`
-	EtcdUser         string   `env:"ALLOWEDNETS_ETCD_USER" help:"etcd user."`
-	EtcdPasswordFile string   `env:"ALLOWEDNETS_ETCD_PASSWORD_FILE" help:"File with the user's password."`
+	DataDir          string    `env:"ALLOWEDNETS_DATA_DIR" help:"Folder of the embedded single-node etcd. Needed without --etcd-endpoints."`
+	CreateStore      bool      `env:"ALLOWEDNETS_CREATE_STORE" help:"Create a store in an etcd that has none. Only for the first start: a lost volume must not look like nobody is restricted."`
+	CreateStoreUntil time.Time `env:"ALLOWEDNETS_CREATE_STORE_UNTIL" placeholder:"TIME" help:"Like --create-store in a start before this time (RFC 3339), and nothing after it, so that a deployment may keep the flag."`
+	RaiseEpochTo     uint64    `env:"ALLOWEDNETS_RAISE_EPOCH_TO" help:"Raise the store's epoch to this number if it is lower. After restoring a backup give one more than before, so that sidecars believe the older history."`
+	EtcdEndpoints    []string  `env:"ALLOWEDNETS_ETCD_ENDPOINTS" help:"Client URLs of an etcd cluster, comma-separated."`
+	EtcdCertFile     string    `env:"ALLOWEDNETS_ETCD_CERT_FILE" help:"Our client certificate for etcd, PEM."`
+	EtcdKeyFile      string    `env:"ALLOWEDNETS_ETCD_KEY_FILE" help:"Its key, PEM."`
+	EtcdCAFile       string    `env:"ALLOWEDNETS_ETCD_CA_FILE" help:"Authorities of etcd's certificates, PEM."`
+	EtcdUser         string    `env:"ALLOWEDNETS_ETCD_USER" help:"etcd user."`
+	EtcdPasswordFile string    `env:"ALLOWEDNETS_ETCD_PASSWORD_FILE" help:"File with the user's password."`
 
 	TraceEndpoint string `env:"ALLOWEDNETS_TRACE_ENDPOINT" help:"Send OpenTelemetry traces to this OTLP gRPC collector, such as https://collector:4317 (http:// on loopback only). Default: no tracing."`
 

@@ -274,6 +274,13 @@ func TestHelp(t *testing.T) {
 	}
 }
 
+func TestHealthcheck(t *testing.T) {
+	var stdout, stderr bytes.Buffer
+	if code := run(t.Context(), []string{"healthcheck", "--admin-listen=127.0.0.1:1"}, &stdout, &stderr); code != 1 || !strings.Contains(stderr.String(), "refused") {
+		t.Errorf("code %d, %s%s", code, stdout.String(), stderr.String())
+	}
+}
+
 // TestEveryFlagHasItsVariable also shows that the variables are read.
 func TestEveryFlagHasItsVariable(t *testing.T) {
 	var f flags

@@ -48,11 +48,15 @@ func main() {
 
 // run is the process. It returns the exit code: 0 after ctx ended, 1 if something broke, 2 if the command line cannot work.
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
+	if len(args) > 0 && args[0] == serve.HealthcheckCommand {
+		return serve.Healthcheck(ctx, ":7490", args[1:], stdout, stderr)
+	}
 	var f flags
 	code := -1
 	parser, err := kong.New(&f,
 		kong.Name("allowednets-policy"),
-		kong.Description("Keeps the lists of allowed nets and streams them to the sidecars. Flags can also be given as ALLOWEDNETS_… in the environment."),
+		kong.Description("Keeps the lists of allowed nets and streams them to the sidecars. Flags can also be given as ALLOWEDNETS_… in the environment. "+
+			"With healthcheck as the first argument it asks the one that runs on this machine whether it is ready."),
 		kong.Vars{"version": serve.Version()},
 		kong.Writers(stdout, stderr),
 		kong.Exit(func(c int) { code = c }),
@@ -182,7 +186,7 @@ func (p *process) runWithEtcd(ctx context.Context) error {
 
 func (p *process) runWithStore(ctx context.Context) error {
 	p.store.Log = p.log
-	lists, err := store.Open(ctx, p.store, p.CreateStore)
+	lists, err := store.Open(ctx, p.store, p.CreateStore || time.Now().Before(p.CreateStoreUntil))
 	if errors.Is(err, store.ErrNotCreated) {
 		return fmt.Errorf("%w: if this is the first start, give --create-store; otherwise the volume was lost or the endpoints are wrong", err)
 	}

@@ -304,7 +304,11 @@ func TestLife(t *testing.T) {
 		t.Errorf("on an empty folder: %s", said)
 	}
 
-	s := start(t, plain(dir, "--create-store", "--permit-nets=10.0.0.0/8", "--max-nets=2", "--max-nets-text=64")...).serving()
+	past, soon := time.Now().Add(-time.Second).Format(time.RFC3339), time.Now().Add(time.Hour).Format(time.RFC3339)
+	if said := start(t, plain(dir, "--create-store-until="+past)...).fails(); !strings.Contains(said, "give --create-store") {
+		t.Errorf("after the time until which a store may be created: %s", said)
+	}
+	s := start(t, plain(dir, "--create-store-until="+soon, "--permit-nets=10.0.0.0/8", "--max-nets=2", "--max-nets-text=64")...).serving()
 	if code, body := s.get("/readyz"); code != http.StatusOK {
 		t.Errorf("/readyz: %d %s", code, body)
 	}
