@@ -25,7 +25,8 @@ import (
 const (
 	SidecarName = "sidecar.allowednets.internal"
 	AdminName   = "admin.allowednets.internal"
-	policyName  = "localhost"
+	// PolicyName is a name that every policy service has beside localhost; a test that uses it says where it is.
+	PolicyName = "policy.allowednets.internal"
 )
 
 // DocumentationNets are the blocks of RFC 5737 and RFC 3849, which tests and development use as client addresses.
@@ -91,7 +92,7 @@ func New(dir, bin string) (*Stack, error) {
 		return nil, err
 	}
 	var errPolicy, errSidecar, errAdmin error
-	s.policy, errPolicy = s.Authority.Issue(policyName, "127.0.0.1")
+	s.policy, errPolicy = s.Authority.Issue("localhost", "127.0.0.1", PolicyName)
 	s.sidecar, errSidecar = s.Authority.Issue(SidecarName)
 	s.Admin, errAdmin = s.Authority.Issue(AdminName)
 	return s, errors.Join(errPolicy, errSidecar, errAdmin)
@@ -123,6 +124,21 @@ func (s *Stack) Start(name, path string, args, env []string) (*Process, error) {
 	return p, nil
 }
 
+// Launch says how to run a binary otherwise than from the stack's folder, as a child like any other.
+type Launch struct {
+	Binary string   // empty: the one in the stack's folder
+	Prefix []string // program and arguments that run it, such as ip netns exec NAME
+	Env    []string
+}
+
+func (s *Stack) launch(name, binary string, l Launch, args []string) (*Process, error) {
+	if l.Binary == "" {
+		l.Binary = s.Bin(binary)
+	}
+	command := slices.Concat(l.Prefix, []string{l.Binary}, args)
+	return s.Start(name, command[0], command[1:], l.Env)
+}
+
 // Server is one of the product's servers.
 type Server struct {
 	*Process
@@ -151,6 +167,7 @@ type PolicyConfig struct {
 	NoCreate       bool   // the store must exist
 	PermitNets     string
 	AdditionalArgs []string
+	Launch         Launch
 }
 
 // Policy is a policy service.
@@ -179,7 +196,7 @@ func (s *Stack) StartPolicy(cfg PolicyConfig) (*Policy, error) {
 	if cfg.PermitNets != "" {
 		args = append(args, "--permit-nets", cfg.PermitNets)
 	}
-	p, err := s.Start(cfg.Name, s.Bin("allowednets-policy"), append(args, cfg.AdditionalArgs...), nil)
+	p, err := s.launch(cfg.Name, "allowednets-policy", cfg.Launch, append(args, cfg.AdditionalArgs...))
 	if err != nil {
 		return nil, err
 	}
@@ -205,6 +222,7 @@ type SidecarConfig struct {
 	Policy         string // address of the policy service
 	HTTP, Admin    string
 	AdditionalArgs []string
+	Launch         Launch
 }
 
 // Sidecar is a sidecar.
@@ -227,7 +245,7 @@ func (s *Stack) StartSidecar(cfg SidecarConfig) (*Sidecar, error) {
 		"--policy-address", cfg.Policy, "--id", cfg.Name, "--socket", socket,
 		"--http-listen", cfg.HTTP, "--admin-listen", cfg.Admin,
 	}, tlsArgs(s.sidecar)...)
-	p, err := s.Start(cfg.Name, s.Bin("allowednets-sidecar"), append(args, cfg.AdditionalArgs...), nil)
+	p, err := s.launch(cfg.Name, "allowednets-sidecar", cfg.Launch, append(args, cfg.AdditionalArgs...))
 	if err != nil {
 		return nil, err
 	}
@@ -280,14 +298,22 @@ func (s *Stack) StartEtcdCluster(ctx context.Context, name string, members int) 
 	return cluster, nil
 }
 
+// BuildEtcd builds etcd from the version the tests are pinned to.
+func BuildEtcd(ctx context.Context, path string) error {
+	build := exec.CommandContext(ctx, "go", "build", "-o", path, "go.etcd.io/etcd/server/v3")
+	if out, err := build.CombinedOutput(); err != nil {
+		return fmt.Errorf("building etcd: %w\n%s", err, out)
+	}
+	return nil
+}
+
 // startMember builds etcd from the version the tests are pinned to and starts a member of a cluster, whose id comes from its
 // name and its peers' URLs.
 func (s *Stack) startMember(ctx context.Context, name, client, peer, cluster, initial string) (*Etcd, error) {
 	bin := s.Path("etcd.bin")
 	if _, err := os.Stat(bin); errors.Is(err, fs.ErrNotExist) {
-		build := exec.CommandContext(ctx, "go", "build", "-o", bin, "go.etcd.io/etcd/server/v3")
-		if out, err := build.CombinedOutput(); err != nil {
-			return nil, fmt.Errorf("building etcd: %w\n%s", err, out)
+		if err := BuildEtcd(ctx, bin); err != nil {
+			return nil, err
 		}
 	}
 	clientURL, peerURL := "http://"+client, "http://"+peer

@@ -1,0 +1,8 @@
+package faults
+
+import (
+	"context"
+	"os/exec"
+)
+
+func buildOld(context.Context, string) error { _ = exec.ErrNotFound; return nil }
