@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/status"
@@ -120,11 +121,17 @@ func newChecker(name, socket string, m *model, r *report, e *excuses) *checker {
 	return c
 }
 
+// dial connects to a sidecar's socket, and tries again at once when it is not there: it shall be noticed when it is.
+func dial(socket string) (*grpc.ClientConn, error) {
+	return grpc.NewClient("unix:"+socket, grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithConnectParams(grpc.ConnectParams{
+		Backoff: backoff.Config{BaseDelay: askAgain, Multiplier: 1, MaxDelay: askAgain}, MinConnectTimeout: time.Second,
+	}))
+}
+
 // run asks until ctx ends.
 func (c *checker) run(ctx context.Context, seed uint64) {
 	random := rand.New(rand.NewPCG(seed, 0))
-	conn, err := grpc.NewClient("unix:"+c.socket, grpc.WithTransportCredentials(insecure.NewCredentials()),
-		grpc.WithConnectParams(grpc.ConnectParams{MinConnectTimeout: time.Second})) // no backoff: it shall notice at once
+	conn, err := dial(c.socket)
 	if err != nil {
 		c.report.violated("%s: %v", c.name, err)
 		return
@@ -137,7 +144,6 @@ func (c *checker) run(ctx context.Context, seed uint64) {
 			break
 		}
 		c.refused(asked, err)
-		conn.ResetConnectBackoff()
 		select {
 		case <-ctx.Done():
 		case <-time.After(askAgain):

@@ -137,8 +137,8 @@ func TestCheckerWaits(t *testing.T) {
 // TestModelSees tells the model what contradicts what it knows.
 func TestModelSees(t *testing.T) {
 	for name, s := range map[string]save{
-		"another list of a known revision":         {token: token(20), mailbox: someone, nets: "9.2.0.0/16"},
-		"a save from before it was asked for":      {token: token(15), mailbox: someone},
+		"another list of a known revision":          {token: token(20), mailbox: someone, nets: "9.2.0.0/16"},
+		"a save from before it was asked for":       {token: token(15), mailbox: someone},
 		"a save of another epoch that is not there": {token: revision.Token{Epoch: 2, Revision: 30}, mailbox: someone},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -194,41 +195,55 @@ func (w *world) etcdClient(only ...int) *clientv3.Client {
 
 func (w *world) startPolicies(ctx context.Context, cfg settings) {
 	w.t.Helper()
-	var direct, proxied []string
 	for i := range members {
-		address := addresses[fmt.Sprintf("etcd%d", i)] + ":2379"
-		p, err := w.StartProxy(ctx, address)
+		p, err := w.StartProxy(ctx, addresses[fmt.Sprintf("etcd%d", i)]+":2379")
 		must(w.t, err)
 		w.t.Cleanup(func() { _ = p.Close() })
 		w.toEtcd = append(w.toEtcd, p)
-		direct, proxied = append(direct, "https://"+address), append(proxied, "https://"+p.Address)
 	}
 	creds, err := w.Admin.Credentials()
 	must(w.t, err)
+	w.policies = make([]*stack.Policy, replicas)
 	for i := range replicas {
 		name := fmt.Sprintf("policy%d", i)
-		node, endpoints := name, direct
-		if i == replicas-1 {
-			node, endpoints = hub, proxied
-		}
-		launch := cfg.launch[name]
-		launch.Prefix = in(node)
-		p, err := w.StartPolicy(stack.PolicyConfig{
-			Name: name, Listen: addresses[node] + ":7443", Admin: addresses[node] + ":7490", Etcd: strings.Join(endpoints, ","),
-			NoCreate: i > 0, PermitNets: stack.DocumentationNets, Launch: launch,
-			AdditionalArgs: []string{
-				"--etcd-cert-file", w.etcdFiles.TLSCertFile, "--etcd-key-file", w.etcdFiles.TLSKeyFile, "--etcd-ca-file", w.etcdFiles.TLSCAFile,
-			},
-		})
-		must(w.t, err)
-		w.policies = append(w.policies, p)
-		must(w.t, p.AwaitReady(ctx))
-		w.guard(p.Process, true)
-		conn, err := grpc.NewClient(p.Address, grpc.WithTransportCredentials(creds), grpc.WithAuthority(stack.PolicyName))
+		w.startPolicy(i, name, cfg.launch[name])
+		must(w.t, w.policies[i].AwaitReady(ctx))
+		conn, err := grpc.NewClient(w.policies[i].Address, grpc.WithTransportCredentials(creds), grpc.WithAuthority(stack.PolicyName))
 		must(w.t, err)
 		w.t.Cleanup(func() { _ = conn.Close() })
 		w.lists = append(w.lists, policyv1.NewPolicyServiceClient(conn))
 	}
+}
+
+// startPolicy starts a policy service in its place, also instead of one that was there before. The last one shares the hub and
+// reaches etcd through proxies.
+func (w *world) startPolicy(i int, name string, launch stack.Launch, args ...string) {
+	w.t.Helper()
+	node := fmt.Sprintf("policy%d", i)
+	if i == replicas-1 {
+		node = hub
+	}
+	var endpoints []string
+	for m, p := range w.toEtcd {
+		if node == hub {
+			endpoints = append(endpoints, "https://"+p.Address)
+		} else {
+			endpoints = append(endpoints, w.endpoint(m))
+		}
+	}
+	launch.Prefix = in(node)
+	p, err := w.StartPolicy(stack.PolicyConfig{
+		Name: name, Listen: addresses[node] + ":7443", Admin: addresses[node] + ":7490", Etcd: strings.Join(endpoints, ","),
+		NoCreate: name != "policy0", PermitNets: stack.DocumentationNets, Launch: launch,
+		AdditionalArgs: append([]string{
+			"--etcd-cert-file", w.etcdFiles.TLSCertFile, "--etcd-key-file", w.etcdFiles.TLSKeyFile, "--etcd-ca-file", w.etcdFiles.TLSCAFile,
+		}, args...),
+	})
+	must(w.t, err)
+	w.runMu.Lock()
+	defer w.runMu.Unlock()
+	w.policies[i] = p
+	w.running[p.Process] = true
 }
 
 func (w *world) startSides(ctx context.Context, cfg settings) {
@@ -270,15 +285,21 @@ func (w *world) startSides(ctx context.Context, cfg settings) {
 		var err error
 		s.Sidecar, err = w.StartSidecar(side)
 		must(w.t, err)
-		var conn *grpc.ClientConn
-		s.checks, conn, err = s.Client()
-		must(w.t, err)
-		w.t.Cleanup(func() { _ = conn.Close() })
+		w.connect(s)
 	}
 	for _, s := range w.sides {
 		must(w.t, s.AwaitReady(ctx))
 		w.guard(s.Process, true)
 	}
+}
+
+// connect makes the client of a sidecar.
+func (w *world) connect(s *side) {
+	w.t.Helper()
+	conn, err := dial(s.Socket)
+	must(w.t, err)
+	w.t.Cleanup(func() { _ = conn.Close() })
+	s.checks = checkv1.NewCheckServiceClient(conn)
 }
 
 // tmpfs mounts a small file system.
@@ -328,7 +349,10 @@ func (w *world) watch(ctx context.Context) {
 			return
 		case <-tick.C:
 		}
-		for i, p := range w.policies {
+		w.runMu.Lock()
+		policies := slices.Clone(w.policies)
+		w.runMu.Unlock()
+		for i, p := range policies {
 			w.lookAfter(fmt.Sprintf("policy%d", i), p.Process)
 		}
 		for _, s := range w.sides {

@@ -228,6 +228,13 @@ func (w *writer) ops() []op {
 	return slices.Clone(w.history)
 }
 
+// forget takes answers out of the history whose saves a restored backup does not hold.
+func (w *writer) forget(from, to int) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.history = slices.Delete(w.history, from, to)
+}
+
 // acknowledged returns when a request was last answered.
 func (w *writer) acknowledged() time.Time {
 	w.mu.Lock()

@@ -62,9 +62,11 @@ type Stack struct {
 	// Authority issued all certificates, and may issue others.
 	Authority *Authority
 	// Admin are the files of the administrator's certificate.
-	Admin           serve.TLSFlags
-	policy, sidecar serve.TLSFlags
-	callers         string
+	Admin serve.TLSFlags
+	// Sidecar are those of the sidecars.
+	Sidecar serve.TLSFlags
+	policy  serve.TLSFlags
+	callers string
 
 	started []*Process
 	chosen  map[string]bool // addresses handed out
@@ -93,7 +95,7 @@ func New(dir, bin string) (*Stack, error) {
 	}
 	var errPolicy, errSidecar, errAdmin error
 	s.policy, errPolicy = s.Authority.Issue("localhost", "127.0.0.1", PolicyName)
-	s.sidecar, errSidecar = s.Authority.Issue(SidecarName)
+	s.Sidecar, errSidecar = s.Authority.Issue(SidecarName)
 	s.Admin, errAdmin = s.Authority.Issue(AdminName)
 	return s, errors.Join(errPolicy, errSidecar, errAdmin)
 }
@@ -244,7 +246,7 @@ func (s *Stack) StartSidecar(cfg SidecarConfig) (*Sidecar, error) {
 	args := append([]string{
 		"--policy-address", cfg.Policy, "--id", cfg.Name, "--socket", socket,
 		"--http-listen", cfg.HTTP, "--admin-listen", cfg.Admin,
-	}, tlsArgs(s.sidecar)...)
+	}, tlsArgs(s.Sidecar)...)
 	p, err := s.launch(cfg.Name, "allowednets-sidecar", cfg.Launch, append(args, cfg.AdditionalArgs...))
 	if err != nil {
 		return nil, err
