@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"regexp"
 	"slices"
@@ -39,11 +40,9 @@ func one(prefix string) func(int) []string {
 
 func all(names ...string) func(int) []string { return func(int) []string { return names } }
 
-// Nodes that a partition can be between.
-var (
-	policyNodes = []string{"policy0", "policy1"} //nolint:gochecknoglobals // tables
-	sideNodes   = []string{"side0", "side1", "side3"}
-)
+// policyNode and sideNode are what a partition can be between.
+func policyNode(i int) string { return []string{"policy0", "policy1"}[i] }
+func sideNode(i int) string   { return []string{"side0", "side1", "side3"}[i] }
 
 // faults are all there are, or those that ALLOWEDNETS_FAULTS_ONLY matches, a regular expression. clocks: there is a sidecar whose
 // wall clock can be moved.
@@ -51,17 +50,17 @@ func faults(clocks bool) []*fault {
 	everything := []*fault{
 		{name: "sidecar killed", targets: 4, claims: one("side"), shortest: short, begin: killSide},
 		{name: "sidecar frozen", targets: 4, claims: one("side"), shortest: short, begin: freezeSide},
-		{name: "sidecar killed, cut off from one policy service", targets: 3, claims: func(i int) []string { return []string{sideNodes[i]} }, shortest: short, begin: killCutOff},
+		{name: "sidecar killed, cut off from one policy service", targets: 3, claims: func(i int) []string { return []string{sideNode(i)} }, shortest: short, begin: killCutOff},
 		{name: "policy service killed", targets: 3, claims: one("policy"), shortest: short, begin: killPolicy},
 		{name: "policy service frozen", targets: 3, claims: one("policy"), shortest: short, begin: freezePolicy},
 		{name: "etcd member killed", targets: 3, claims: all(allEtcd), shortest: short, begin: killMember},
 		{name: "etcd member frozen", targets: 3, claims: all(allEtcd), shortest: short, begin: freezeMember},
 		{name: "etcd leader killed", targets: 1, claims: all(allEtcd), shortest: 2 * short, alone: true, begin: killLeader},
 		{name: "etcd leader frozen", targets: 1, claims: all(allEtcd), shortest: 2 * short, begin: freezeLeader},
-		{name: "sidecar and policy service apart", targets: 6, claims: func(i int) []string { return []string{sideNodes[i%3]} }, shortest: 2 * short, begin: sideApart},
-		{name: "sidecar cut off", targets: 3, claims: func(i int) []string { return []string{sideNodes[i]} }, shortest: long, begin: sideCutOff},
-		{name: "policy service deaf for one etcd member", targets: 6, claims: func(i int) []string { return []string{policyNodes[i%2]} }, shortest: 2 * short, begin: policyDeaf},
-		{name: "policy service cut off from etcd", targets: 2, claims: func(i int) []string { return []string{policyNodes[i]} }, shortest: 3 * short, begin: policyCutOff},
+		{name: "sidecar and policy service apart", targets: 6, claims: func(i int) []string { return []string{sideNode(i % 3)} }, shortest: 2 * short, begin: sideApart},
+		{name: "sidecar cut off", targets: 3, claims: func(i int) []string { return []string{sideNode(i)} }, shortest: long, begin: sideCutOff},
+		{name: "policy service deaf for one etcd member", targets: 6, claims: func(i int) []string { return []string{policyNode(i % 2)} }, shortest: 2 * short, begin: policyDeaf},
+		{name: "policy service cut off from etcd", targets: 2, claims: func(i int) []string { return []string{policyNode(i)} }, shortest: 3 * short, begin: policyCutOff},
 		{name: "etcd member away", targets: 3, claims: all(allEtcd), shortest: 2 * short, begin: memberAway},
 		{name: "etcd member deaf", targets: 3, claims: all(allEtcd), shortest: 2 * short, begin: memberDeaf},
 		{name: "etcd leader away", targets: 1, claims: all(allEtcd), shortest: 2 * short, begin: leaderAway},
@@ -98,7 +97,7 @@ func freezeSide(ctx context.Context, w *world, i int) (func(context.Context) err
 
 // killCutOff starts a sidecar again where it hears nothing of a policy service that its resolver may choose.
 func killCutOff(ctx context.Context, w *world, i int) (func(context.Context) error, error) {
-	s := w.side(sideNodes[i])
+	s := w.side(sideNode(i))
 	if err := errors.Join(w.network.apart("policy0", s.node), s.kill(w), s.start(ctx, w)); err != nil {
 		return nil, err
 	}
@@ -153,14 +152,14 @@ func freezeLeader(ctx context.Context, w *world, _ int) (func(context.Context) e
 }
 
 func sideApart(_ context.Context, w *world, i int) (func(context.Context) error, error) {
-	s, p := sideNodes[i%3], policyNodes[i/3]
+	s, p := sideNode(i%3), policyNode(i/3)
 	return func(context.Context) error { return w.network.together(s, p) }, w.network.apart(s, p)
 }
 
 // sideCutOff takes a sidecar away from all policy services, for so long that it must know. Before the end its data must be as
 // old as the partition.
 func sideCutOff(_ context.Context, w *world, i int) (func(context.Context) error, error) {
-	s := w.side(sideNodes[i])
+	s := w.side(sideNode(i))
 	end, err := w.network.isolate(s.node, "policy0", "policy1", hub)
 	begun := time.Now()
 	return func(ctx context.Context) error {
@@ -179,12 +178,12 @@ func sideCutOff(_ context.Context, w *world, i int) (func(context.Context) error
 
 // policyDeaf loses in one direction only.
 func policyDeaf(_ context.Context, w *world, i int) (func(context.Context) error, error) {
-	p, member := policyNodes[i%2], fmt.Sprintf("etcd%d", i/2)
+	p, member := policyNode(i%2), fmt.Sprintf("etcd%d", i/2)
 	return func(context.Context) error { return w.network.restore(member, p) }, w.network.deafen(member, p)
 }
 
 func policyCutOff(_ context.Context, w *world, i int) (func(context.Context) error, error) {
-	return w.network.isolate(policyNodes[i], "etcd0", "etcd1", "etcd2")
+	return w.network.isolate(policyNode(i), "etcd0", "etcd1", "etcd2")
 }
 
 func memberAway(_ context.Context, w *world, i int) (func(context.Context) error, error) {
@@ -199,7 +198,7 @@ func peers(member int) []string {
 			all = append(all, fmt.Sprintf("etcd%d", i))
 		}
 	}
-	return append(all, policyNodes...)
+	return append(all, policyNode(0), policyNode(1))
 }
 
 func memberDeaf(_ context.Context, w *world, i int) (func(context.Context) error, error) {
@@ -395,7 +394,7 @@ func blackout(ctx context.Context, w *world, _ int) (func(context.Context) error
 			errs = append(errs, s.kill(w), s.start(ctx, w))
 		}
 	}
-	return func(ctx context.Context) error {
+	return func(context.Context) error {
 		w.report.count("answers while the whole control plane was down", w.answers()-counted)
 		if w.report.total("answers while the whole control plane was down") == before {
 			w.report.violated("no answers while the whole control plane was down")
@@ -412,7 +411,17 @@ func blackout(ctx context.Context, w *world, _ int) (func(context.Context) error
 func jump(_ context.Context, w *world, i int) (func(context.Context) error, error) {
 	s := w.side("side3")
 	by := []time.Duration{30 * 24 * time.Hour, -45 * time.Minute, 3 * time.Second, -3 * time.Second}[i]
-	return func(context.Context) error { return setShift(s.clock, 0) }, setShift(s.clock, by)
+	return func(context.Context) error {
+		if log, times := s.LogTail(), regexp.MustCompile(`"time":"([^"]+)"`); by.Abs() > time.Minute {
+			all := times.FindAllStringSubmatch(log, -1)
+			last, err := time.Parse(time.RFC3339Nano, all[len(all)-1][1])
+			if off := time.Until(last) - by; err != nil || off.Abs() > time.Minute {
+				return fmt.Errorf("the clock of %s did not jump by %v: %v in its log, %w", s.name, by, last, err)
+			}
+			w.report.count("jumps of a wall clock that the log shows", 1)
+		}
+		return setShift(s.clock, 0)
+	}, setShift(s.clock, by)
 }
 
 func (w *world) side(name string) *side {
@@ -429,7 +438,7 @@ func (w *world) answers() int64 {
 }
 
 func (w *world) endpoint(member int) string {
-	return fmt.Sprintf("https://%s:2379", addresses[fmt.Sprintf("etcd%d", member)])
+	return "https://" + net.JoinHostPort(address(fmt.Sprintf("etcd%d", member)), "2379")
 }
 
 // leader finds etcd's leader.

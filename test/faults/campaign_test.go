@@ -18,9 +18,9 @@ import (
 func TestCampaign(t *testing.T) {
 	duration, err := time.ParseDuration(cmp.Or(os.Getenv("ALLOWEDNETS_FAULTS_DURATION"), "1s"))
 	must(t, err)
-	seed := uint64(number(t, "ALLOWEDNETS_FAULTS_SEED", 7)) //nolint:gosec // any will do
+	seed := seed(t)
 	w := newWorld(t, settings{seed: seed})
-	defer w.report.print(t)
+	defer w.report.tell(t)
 	random := rand.New(rand.NewPCG(seed, 1))
 	for begun, n := time.Now(), 1; time.Since(begun) < duration; n++ {
 		groups := round(random, faults(w.side("side3").clock != ""))

@@ -235,6 +235,9 @@ func (c *checker) settle() {
 			continue
 		}
 		c.report.count("answers compared with the model", times)
+		if !c.model.made(o.state) {
+			c.report.violated("%d times: %s answers about %s, which no save made", times, c.name, o.state)
+		}
 		if err := c.judge(o); err != nil {
 			c.report.violated("%d times: %v", times, err)
 		}

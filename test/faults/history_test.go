@@ -17,7 +17,7 @@ func linearizable(ops []op) error {
 		Partition: func(history []porcupine.Operation) [][]porcupine.Operation {
 			byMailbox := make(map[string][]porcupine.Operation)
 			for _, o := range history {
-				mailbox := o.Input.(op).mailbox //nolint:forcetypeassert // all are
+				mailbox := o.Input.(op).mailbox //nolint:forcetypeassert,errcheck // all are
 				byMailbox[mailbox] = append(byMailbox[mailbox], o)
 			}
 			var all [][]porcupine.Operation
@@ -28,7 +28,7 @@ func linearizable(ops []op) error {
 		},
 		Init: func() any { return "" },
 		Step: func(state, input, _ any) (bool, any) {
-			o := input.(op) //nolint:forcetypeassert // all are
+			o := input.(op) //nolint:forcetypeassert,errcheck // all are
 			return o.kind != get || o.nets == state, o.nets
 		},
 	}

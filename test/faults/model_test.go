@@ -29,6 +29,8 @@ type model struct {
 	saves    map[uint64]map[string][]save // by epoch and mailbox, in the order of revisions
 	inFlight map[int]revision.Token       // by client: the newest save that was acknowledged when it began
 	acked    []acknowledged               // rising
+	states   map[revision.Token]bool      // every state that a save made
+	first    revision.Token               // the least of them
 	complete bool
 }
 
@@ -38,7 +40,7 @@ type acknowledged struct {
 }
 
 func newModel() *model {
-	return &model{epoch: 1, saves: map[uint64]map[string][]save{1: {}}, inFlight: make(map[int]revision.Token)}
+	return &model{epoch: 1, saves: map[uint64]map[string][]save{1: {}}, inFlight: make(map[int]revision.Token), states: make(map[revision.Token]bool)}
 }
 
 func compare(a, b revision.Token) int {
@@ -72,6 +74,10 @@ func (m *model) saved(client int, s save) error {
 		return fmt.Errorf("revision %s of %s: every save on its way began after %s was acknowledged", s.token, s.mailbox, fixed)
 	}
 	m.saves[m.epoch][s.mailbox] = slices.Insert(list, i, s)
+	m.states[s.token] = true
+	if len(m.states) == 1 || compare(s.token, m.first) < 0 {
+		m.first = s.token
+	}
 	if compare(s.token, m.newest()) > 0 {
 		m.acked = append(m.acked, acknowledged{at: time.Now(), token: s.token})
 	}
@@ -139,6 +145,13 @@ func (m *model) at(mailbox string, state revision.Token) []netip.Prefix {
 	return list[i-1].parsed
 }
 
+// made reports whether a state is what some save left, or the store before all saves.
+func (m *model) made(state revision.Token) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.states[state] || compare(state, m.first) < 0
+}
+
 // all returns the saves of a mailbox in the present epoch, oldest first.
 func (m *model) all(mailbox string) []save {
 	m.mu.Lock()
@@ -167,6 +180,7 @@ func (m *model) fork(state revision.Token) {
 			if compare(s.token, state) <= 0 {
 				s.token.Epoch = m.epoch + 1
 				next[mailbox] = append(next[mailbox], s)
+				m.states[s.token] = true
 			}
 		}
 	}

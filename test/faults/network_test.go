@@ -16,13 +16,17 @@ import (
 // hub is where the bridge is, and the test itself, and what is reached through a [stack.Proxy].
 const hub = "hub"
 
-// addresses are the nodes of the network: one network namespace each, all on one bridge.
-var addresses = map[string]string{ //nolint:gochecknoglobals // a table
-	hub:     "10.77.0.1",
-	"etcd0": "10.77.0.10", "etcd1": "10.77.0.11", "etcd2": "10.77.0.12",
-	"policy0": "10.77.0.20", "policy1": "10.77.0.21",
-	"side0": "10.77.0.30", "side1": "10.77.0.31", "side3": "10.77.0.33",
+// nodes are the nodes of the network with their addresses: one network namespace each, all on one bridge.
+func nodes() map[string]string {
+	return map[string]string{
+		hub:     "10.77.0.1",
+		"etcd0": "10.77.0.10", "etcd1": "10.77.0.11", "etcd2": "10.77.0.12",
+		"policy0": "10.77.0.20", "policy1": "10.77.0.21",
+		"side0": "10.77.0.30", "side1": "10.77.0.31", "side3": "10.77.0.33",
+	}
 }
+
+func address(node string) string { return nodes()[node] }
 
 // newNetwork fills the namespaces that the process was born into. /run becomes a private tmpfs, and ip keeps the nodes' names
 // there; all of it ends with the last process inside.
@@ -36,7 +40,7 @@ func newNetwork() error {
 	// Three addresses for the name of the policy service, as a large host's DNS has.
 	hosts := "127.0.0.1 localhost\n"
 	for _, node := range []string{"policy0", "policy1", hub} {
-		hosts += addresses[node] + " " + stack.PolicyName + "\n"
+		hosts += address(node) + " " + stack.PolicyName + "\n"
 	}
 	if err := os.WriteFile("/run/hosts", []byte(hosts), 0o600); err != nil {
 		return err
@@ -44,14 +48,14 @@ func newNetwork() error {
 	if err := syscall.Mount("/run/hosts", "/etc/hosts", "", syscall.MS_BIND, ""); err != nil {
 		return fmt.Errorf("mounting /etc/hosts: %w", err)
 	}
-	commands := []string{"link set lo up", "link add hub type bridge", "addr add " + addresses[hub] + "/24 dev hub", "link set hub up"}
-	for node, address := range addresses {
+	commands := []string{"link set lo up", "link add hub type bridge", "addr add " + address(hub) + "/24 dev hub", "link set hub up"}
+	for node, at := range nodes() {
 		if node == hub {
 			continue
 		}
 		commands = append(commands, "netns add "+node,
 			fmt.Sprintf("link add v-%[1]s type veth peer name eth0 netns %[1]s", node), fmt.Sprintf("link set v-%s master hub up", node),
-			fmt.Sprintf("-n %s addr add %s/24 dev eth0", node, address),
+			fmt.Sprintf("-n %s addr add %s/24 dev eth0", node, at),
 			fmt.Sprintf("-n %s link set eth0 up", node), fmt.Sprintf("-n %s link set lo up", node))
 	}
 	for _, c := range commands {
@@ -63,7 +67,7 @@ func newNetwork() error {
 }
 
 func ip(command string) error {
-	//nolint:gosec,noctx // the words are ours, and it does not wait
+	//nolint:noctx // it does not wait
 	if out, err := exec.Command("ip", strings.Fields(command)...).CombinedOutput(); err != nil {
 		return fmt.Errorf("ip %s: %w: %s", command, err, out)
 	}
@@ -93,7 +97,7 @@ func (p *partitions) deafen(from, to string) error {
 		p.cuts = make(map[[2]string]int)
 	}
 	p.cuts[[2]string{from, to}]++
-	return ip(fmt.Sprintf("%s neigh replace %s lladdr 02:00:00:00:00:ff nud permanent dev %s", at(from), addresses[to], device(from)))
+	return ip(fmt.Sprintf("%s neigh replace %s lladdr 02:00:00:00:00:ff nud permanent dev %s", at(from), address(to), device(from)))
 }
 
 // restore ends deafen.
@@ -103,7 +107,7 @@ func (p *partitions) restore(from, to string) error {
 	if p.cuts[[2]string{from, to}]--; p.cuts[[2]string{from, to}] > 0 {
 		return nil
 	}
-	return ip(fmt.Sprintf("%s neigh del %s dev %s", at(from), addresses[to], device(from)))
+	return ip(fmt.Sprintf("%s neigh del %s dev %s", at(from), address(to), device(from)))
 }
 
 // apart loses in both directions.

@@ -32,13 +32,12 @@ func buildOld(ctx context.Context, dir string) error {
 	if err := os.MkdirAll(source, 0o700); err != nil {
 		return err
 	}
-	//nolint:gosec // the words are ours
 	unpack := exec.CommandContext(ctx, "bash", "-c", fmt.Sprintf("git -C %q archive %s | tar -x -C %q", root, oldCommit, source))
 	if out, err := unpack.CombinedOutput(); err != nil {
 		return fmt.Errorf("unpacking %s: %w\n%s", oldCommit, err, out)
 	}
 	for name, pkg := range map[string]string{"allowednets-sidecar": "./sidecar", "allowednets-policy": "./services/policy"} {
-		build := exec.CommandContext(ctx, "go", "build", "-trimpath", "-o", filepath.Join(dir, old, name), pkg)
+		build := exec.CommandContext(ctx, "go", "build", "-trimpath", "-ldflags=-s -w", "-o", filepath.Join(dir, old, name), pkg)
 		build.Dir = source
 		build.Env = append(os.Environ(), "CGO_ENABLED=0")
 		if out, err := build.CombinedOutput(); err != nil {
@@ -60,7 +59,7 @@ func TestOldVersion(t *testing.T) {
 		oldSide:   {Binary: filepath.Join(tool(old), "allowednets-sidecar")},
 		"policy1": {Binary: filepath.Join(tool(old), "allowednets-policy")},
 	}})
-	defer w.report.print(t)
+	defer w.report.tell(t)
 	ctx := within(t, 5*time.Minute)
 	inStep := func(what string) {
 		t.Helper()

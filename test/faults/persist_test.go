@@ -16,9 +16,9 @@ import (
 // what it enforced before it must enforce again, from its disk. The checker judges every answer, before and after.
 func TestKilledWhilePersisting(t *testing.T) {
 	kills := number(t, "ALLOWEDNETS_FAULTS_KILLS", 20)
-	seed := uint64(number(t, "ALLOWEDNETS_FAULTS_SEED", 7)) //nolint:gosec // any will do
+	seed := seed(t)
 	w := newWorld(t, settings{seed: seed, calm: true})
-	defer w.report.print(t)
+	defer w.report.tell(t)
 	s := w.addDurable()
 	w.sides = []*side{s}
 	w.begin(settings{seed: seed, resting: 5 * time.Millisecond})

@@ -90,8 +90,8 @@ func (r *report) broken() []string {
 	return slices.Clone(r.wrong)
 }
 
-// print writes everything, and fails the test for what is wrong.
-func (r *report) print(t *testing.T) {
+// tell logs everything, and fails the test for what is wrong.
+func (r *report) tell(t *testing.T) {
 	t.Helper()
 	r.mu.Lock()
 	defer r.mu.Unlock()

@@ -20,7 +20,7 @@ import (
 // Until then the newer state is enforced; afterwards the restored one, and new saves.
 func TestRestoredBackup(t *testing.T) {
 	w := newWorld(t, settings{seed: 7, resting: 5 * time.Millisecond})
-	defer w.report.print(t)
+	defer w.report.tell(t)
 	ctx := within(t, 5*time.Minute)
 	w.pass(ctx, 50)
 	resume := w.writer.pause()
@@ -96,7 +96,7 @@ func (w *world) unmoved(ctx context.Context, state revision.Token) {
 
 // backup writes a snapshot of etcd.
 func (w *world) backup(ctx context.Context, path string) (err error) {
-	from, err := w.members[0].Snapshot(ctx) //nolint:staticcheck // etcdctl uses it too
+	from, err := w.members[0].Snapshot(ctx)
 	if err != nil {
 		return err
 	}
@@ -114,14 +114,13 @@ func (w *world) restoreMembers(ctx context.Context, backup string) {
 	w.t.Helper()
 	var initial []string
 	for i := range members {
-		initial = append(initial, fmt.Sprintf("etcd%d=http://%s:2380", i, addresses[fmt.Sprintf("etcd%d", i)]))
+		initial = append(initial, fmt.Sprintf("etcd%d=http://%s:2380", i, address(fmt.Sprintf("etcd%d", i))))
 	}
 	for i := range members {
 		name := fmt.Sprintf("etcd%d", i)
 		dir := filepath.Join(w.etcdDirs[i], "restored")
-		//nolint:gosec // the words are ours
 		out, err := exec.CommandContext(ctx, tool("etcdutl"), "snapshot", "restore", backup, "--name", name, "--data-dir", dir,
-			"--initial-cluster", strings.Join(initial, ","), "--initial-advertise-peer-urls", "http://"+addresses[name]+":2380",
+			"--initial-cluster", strings.Join(initial, ","), "--initial-advertise-peer-urls", "http://"+address(name)+":2380",
 			"--initial-cluster-token", "restored", "--bump-revision", "1000000000", "--mark-compacted").CombinedOutput()
 		if err != nil {
 			w.t.Fatalf("etcdutl: %v\n%s", err, out)

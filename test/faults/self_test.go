@@ -65,7 +65,7 @@ func TestCheckerSees(t *testing.T) {
 		{
 			name: "right answer about an old state of known age",
 			do: []func(*checker){response(func(r *checkv1.CheckResponse) {
-				r.Decision = &decisionv1.Decision{Verdict: decisionv1.Verdict_VERDICT_DENY, Reason: decisionv1.Reason_REASON_NOT_IN_ALLOWED_NETS, Revision: "1-19"}
+				r.Decision = &decisionv1.Decision{Verdict: decisionv1.Verdict_VERDICT_DENY, Reason: decisionv1.Reason_REASON_NOT_IN_ALLOWED_NETS, Revision: "1-10"}
 				r.DataAge = durationpb.New(2 * time.Minute)
 			})},
 		},
@@ -83,24 +83,28 @@ func TestCheckerSees(t *testing.T) {
 		},
 		{
 			name: "right answer of another state", want: "the answer is",
-			do: []func(*checker){response(func(r *checkv1.CheckResponse) { r.Decision.Revision, r.DataAge = "1-19", nil })},
+			do: []func(*checker){response(func(r *checkv1.CheckResponse) { r.Decision.Revision, r.DataAge = "1-10", nil })},
 		},
 		{
 			name: "too young", want: "claims an age of 1s",
 			do: []func(*checker){response(func(r *checkv1.CheckResponse) {
-				r.Decision = &decisionv1.Decision{Verdict: decisionv1.Verdict_VERDICT_DENY, Reason: decisionv1.Reason_REASON_NOT_IN_ALLOWED_NETS, Revision: "1-19"}
+				r.Decision = &decisionv1.Decision{Verdict: decisionv1.Verdict_VERDICT_DENY, Reason: decisionv1.Reason_REASON_NOT_IN_ALLOWED_NETS, Revision: "1-10"}
 			})},
 		},
 		{
-			name: "backwards", want: "went back from 1-20 to 1-19",
+			name: "backwards", want: "went back from 1-20 to 1-10",
 			do: []func(*checker){right, response(func(r *checkv1.CheckResponse) {
-				r.Decision = &decisionv1.Decision{Verdict: decisionv1.Verdict_VERDICT_DENY, Reason: decisionv1.Reason_REASON_NOT_IN_ALLOWED_NETS, Revision: "1-19"}
+				r.Decision = &decisionv1.Decision{Verdict: decisionv1.Verdict_VERDICT_DENY, Reason: decisionv1.Reason_REASON_NOT_IN_ALLOWED_NETS, Revision: "1-10"}
 				r.DataAge = nil
 			})},
 		},
 		{
 			name: "no revision", want: "not a revision token",
 			do: []func(*checker){response(func(r *checkv1.CheckResponse) { r.Decision.Revision = "" })},
+		},
+		{
+			name: "right answer of a state that no save made", want: "which no save made",
+			do: []func(*checker){response(func(r *checkv1.CheckResponse) { r.Decision.Revision = "1-21" })},
 		},
 		{name: "refused", do: []func(*checker){refusal(codes.Unavailable)}, want: "no excuse"},
 		{name: "refused after the excuse", want: "no excuse", do: []func(*checker){func(c *checker) {
@@ -115,6 +119,7 @@ func TestCheckerSees(t *testing.T) {
 			for _, do := range c.do {
 				do(checker)
 			}
+			checker.model.close()
 			checker.settle()
 			wantOne(t, checker.report.broken(), c.want)
 		})
@@ -125,8 +130,8 @@ func TestCheckerSees(t *testing.T) {
 func TestCheckerWaits(t *testing.T) {
 	m := someoneSaved(t)
 	c := newChecker("side", "", m, newReport(quiet), new(excuses))
-	c.waiting[observation{state: token(25), answer: answer{matched: "wrong"}}] = 1
-	m.begin(2) // its save may become revision 21
+	c.waiting[observation{state: token(30), answer: answer{matched: "wrong"}}] = 1
+	m.begin(2) // its save may become revision 30
 	c.settle()
 	wantOne(t, c.report.broken(), "")
 	must(t, m.saved(2, save{token: token(30), mailbox: someone}))

@@ -9,7 +9,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"strings"
 	"time"
 
@@ -20,34 +19,31 @@ import (
 // is built once more with a time package whose Now adds what a file says to the wall clock, and leaves the monotonic clock
 // alone, as settimeofday does.
 
-// shiftFile names, to such a program, the file with its shift: nanoseconds, 8 octets, little endian.
+// shiftFile names, to such a program, the file with its shift: seconds, 8 octets, little endian.
 const shiftFile = "FAULTS_CLOCK_SHIFT"
 
+// It is mapped, because Now is also called where there is no stack for a system call.
 const shiftSource = `package time
 
-import "syscall"
+import (
+	"syscall"
+	"unsafe"
+)
 
-var shiftPath, _ = syscall.Getenv("` + shiftFile + `")
+var shift = mapShift()
 
-// shift returns by how much the wall clock is wrong.
-func shift() (seconds int64) {
-	if shiftPath == "" {
-		return 0
-	}
-	f, err := syscall.Open(shiftPath, syscall.O_RDONLY|syscall.O_CLOEXEC, 0)
+func mapShift() *int64 {
+	path, _ := syscall.Getenv("` + shiftFile + `")
+	f, err := syscall.Open(path, syscall.O_RDONLY|syscall.O_CLOEXEC, 0)
 	if err != nil {
-		return 0
+		return new(int64)
 	}
-	var b [8]byte
-	n, _ := syscall.Read(f, b[:])
-	syscall.Close(f)
-	if n != len(b) {
-		return 0
+	defer syscall.Close(f)
+	b, err := syscall.Mmap(f, 0, 8, syscall.PROT_READ, syscall.MAP_SHARED)
+	if err != nil {
+		panic("the shift of the clock: " + err.Error())
 	}
-	for i := range b {
-		seconds |= int64(b[i]) << (8 * i)
-	}
-	return seconds / 1e9
+	return (*int64)(unsafe.Pointer(&b[0]))
 }
 `
 
@@ -63,13 +59,17 @@ func buildShifted(ctx context.Context, dir string) error {
 	if err != nil {
 		return err
 	}
-	original := filepath.Join(runtime.GOROOT(), "src", "time", "time.go")
+	goroot, err := exec.CommandContext(ctx, "go", "env", "GOROOT").Output()
+	if err != nil {
+		return err
+	}
+	original := filepath.Join(strings.TrimSpace(string(goroot)), "src", "time", "time.go")
 	source, err := os.ReadFile(original)
 	if err != nil {
 		return err
 	}
 	const reading = "\tsec, nsec, mono := runtimeNow()\n"
-	changed := strings.Replace(string(source), "func Now() Time {\n"+reading, "func Now() Time {\n"+reading+"\tsec += shift()\n", 1)
+	changed := strings.Replace(string(source), "func Now() Time {\n"+reading, "func Now() Time {\n"+reading+"\tif shift != nil {\n\t\tsec += *shift\n\t}\n", 1)
 	if changed == string(source) {
 		return fmt.Errorf("%s has another Now than shifted_test.go knows", original)
 	}
@@ -96,7 +96,7 @@ func buildShifted(ctx context.Context, dir string) error {
 		return err
 	}
 	for name, pkg := range map[string]string{"allowednets-sidecar": "./sidecar", "allowednets-policy": "./services/policy"} {
-		build := exec.CommandContext(ctx, "go", "build", "-trimpath", "-overlay", overlayFile, "-o", filepath.Join(dir, shifted, name), pkg)
+		build := exec.CommandContext(ctx, "go", "build", "-trimpath", "-ldflags=-s -w", "-overlay", overlayFile, "-o", filepath.Join(dir, shifted, name), pkg)
 		build.Dir = root
 		build.Env = append(os.Environ(), "CGO_ENABLED=0")
 		if out, err := build.CombinedOutput(); err != nil {
@@ -112,6 +112,6 @@ func setShift(path string, d time.Duration) error {
 	if err != nil {
 		return err
 	}
-	_, err = f.WriteAt(binary.LittleEndian.AppendUint64(nil, uint64(d)), 0) //nolint:gosec // two's complement is meant
+	_, err = f.WriteAt(binary.LittleEndian.AppendUint64(nil, uint64(d/time.Second)), 0)
 	return errors.Join(err, f.Close())
 }

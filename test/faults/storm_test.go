@@ -147,9 +147,9 @@ func (r *reader) add(h [sha256.Size]byte, subtract bool) {
 // again; then a tenth of them stops reading, which must cost the others nothing.
 func TestReconnectStorm(t *testing.T) {
 	streams := number(t, "ALLOWEDNETS_FAULTS_STREAMS", 200)
-	seed := uint64(number(t, "ALLOWEDNETS_FAULTS_SEED", 7)) //nolint:gosec // any will do
+	seed := seed(t)
 	w := newWorld(t, settings{seed: seed, resting: 20 * time.Millisecond})
-	defer w.report.print(t)
+	defer w.report.tell(t)
 	creds, err := w.Sidecar.Credentials()
 	must(t, err)
 	ctx, cancel := context.WithCancel(t.Context())
@@ -164,7 +164,7 @@ func TestReconnectStorm(t *testing.T) {
 			r.frozen = &frozen
 		}
 		readers = append(readers, r)
-		following.Go(func() { r.run(ctx, rand.New(rand.NewPCG(seed, uint64(i)))) }) //nolint:gosec // a small number
+		following.Go(func() { r.run(ctx, rand.New(rand.NewPCG(seed, uint64(i)))) })
 	}
 	inStep := func(what string, which func(*reader) bool) {
 		t.Helper()

@@ -125,7 +125,7 @@ func (w *world) begin(cfg settings) {
 		c := newChecker(s.name, s.Socket, w.model, w.report, &s.excuses)
 		c.resting = cfg.resting
 		w.checkers = append(w.checkers, c)
-		w.watching.Go(func() { c.run(w.ctx, cfg.seed+uint64(i)) }) //nolint:gosec // a small number
+		w.watching.Go(func() { c.run(w.ctx, cfg.seed+uint64(i)) })
 	}
 	w.watching.Go(func() { w.watch(w.ctx) })
 }
@@ -135,7 +135,7 @@ func (w *world) startEtcd(ctx context.Context) {
 	ips := []string{"127.0.0.1"}
 	var initial []string
 	for i := range members {
-		ip := addresses[fmt.Sprintf("etcd%d", i)]
+		ip := address(fmt.Sprintf("etcd%d", i))
 		ips = append(ips, ip)
 		initial = append(initial, fmt.Sprintf("etcd%d=http://%s:2380", i, ip))
 	}
@@ -164,7 +164,7 @@ func (w *world) startEtcd(ctx context.Context) {
 func (w *world) startMember(i int, dir, initial string) *stack.Process {
 	w.t.Helper()
 	name := fmt.Sprintf("etcd%d", i)
-	client, peer := "https://"+addresses[name]+":2379", "http://"+addresses[name]+":2380"
+	client, peer := "https://"+address(name)+":2379", "http://"+address(name)+":2380"
 	args := append(in(name), tool("etcd"), "--name", name, "--data-dir", dir,
 		"--listen-client-urls", client, "--advertise-client-urls", client, "--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer,
 		"--initial-cluster", initial, "--initial-cluster-token", w.Path(""), "--snapshot-count", "1000", "--max-wals", "2", "--log-level", "warn",
@@ -184,7 +184,7 @@ func (w *world) etcdClient(only ...int) *clientv3.Client {
 	var endpoints []string
 	for i := range members {
 		if len(only) == 0 || only[0] == i {
-			endpoints = append(endpoints, fmt.Sprintf("https://%s:2379", addresses[fmt.Sprintf("etcd%d", i)]))
+			endpoints = append(endpoints, w.endpoint(i))
 		}
 	}
 	client, err := clientv3.New(clientv3.Config{Endpoints: endpoints, TLS: tlsConfig, DialTimeout: 2 * time.Second, Logger: zap.NewNop()})
@@ -196,7 +196,7 @@ func (w *world) etcdClient(only ...int) *clientv3.Client {
 func (w *world) startPolicies(ctx context.Context, cfg settings) {
 	w.t.Helper()
 	for i := range members {
-		p, err := w.StartProxy(ctx, addresses[fmt.Sprintf("etcd%d", i)]+":2379")
+		p, err := w.StartProxy(ctx, address(fmt.Sprintf("etcd%d", i))+":2379")
 		must(w.t, err)
 		w.t.Cleanup(func() { _ = p.Close() })
 		w.toEtcd = append(w.toEtcd, p)
@@ -233,7 +233,7 @@ func (w *world) startPolicy(i int, name string, launch stack.Launch, args ...str
 	}
 	launch.Prefix = in(node)
 	p, err := w.StartPolicy(stack.PolicyConfig{
-		Name: name, Listen: addresses[node] + ":7443", Admin: addresses[node] + ":7490", Etcd: strings.Join(endpoints, ","),
+		Name: name, Listen: address(node) + ":7443", Admin: address(node) + ":7490", Etcd: strings.Join(endpoints, ","),
 		NoCreate: name != "policy0", PermitNets: stack.DocumentationNets, Launch: launch,
 		AdditionalArgs: append([]string{
 			"--etcd-cert-file", w.etcdFiles.TLSCertFile, "--etcd-key-file", w.etcdFiles.TLSKeyFile, "--etcd-ca-file", w.etcdFiles.TLSCAFile,
@@ -260,10 +260,11 @@ func (w *world) startSides(ctx context.Context, cfg settings) {
 			s.clock = w.Path(s.name + ".shift")
 			launch.Binary = filepath.Join(tool(shifted), "allowednets-sidecar")
 			launch.Env = []string{shiftFile + "=" + s.clock}
+			must(w.t, setShift(s.clock, 0))
 		}
 		launch.Prefix = in(s.node)
 		side := stack.SidecarConfig{
-			Name: s.name, Policy: net.JoinHostPort(stack.PolicyName, "7443"), HTTP: "127.0.0.1:7480", Admin: addresses[s.node] + ":7491", Launch: launch,
+			Name: s.name, Policy: net.JoinHostPort(stack.PolicyName, "7443"), HTTP: "127.0.0.1:7480", Admin: address(s.node) + ":7491", Launch: launch,
 		}
 		if s.node == hub {
 			var targets []string

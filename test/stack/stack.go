@@ -302,7 +302,7 @@ func (s *Stack) StartEtcdCluster(ctx context.Context, name string, members int) 
 
 // BuildEtcd builds etcd from the version the tests are pinned to.
 func BuildEtcd(ctx context.Context, path string) error {
-	build := exec.CommandContext(ctx, "go", "build", "-o", path, "go.etcd.io/etcd/server/v3")
+	build := exec.CommandContext(ctx, "go", "build", "-ldflags=-s -w", "-o", path, "go.etcd.io/etcd/server/v3")
 	if out, err := build.CombinedOutput(); err != nil {
 		return fmt.Errorf("building etcd: %w\n%s", err, out)
 	}
