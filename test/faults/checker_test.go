@@ -28,6 +28,8 @@ const (
 	settleEvery = time.Second
 	// askAgain is the pause after a refusal.
 	askAgain = 5 * time.Millisecond
+	// redial is how long a checker's connection may go on failing when the sidecar is there again.
+	redial = 200 * time.Millisecond
 )
 
 // excuse says why a sidecar may lack an answer.
@@ -65,7 +67,7 @@ func (e *excuses) end(why excuse) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if w := e.windows[why]; len(w) > 0 && w[len(w)-1].to.IsZero() {
-		w[len(w)-1].to = time.Now()
+		w[len(w)-1].to = time.Now().Add(redial)
 	}
 }
 

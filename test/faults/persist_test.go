@@ -19,7 +19,11 @@ func TestKilledWhilePersisting(t *testing.T) {
 	seed := seed(t)
 	w := newWorld(t, settings{seed: seed, calm: true})
 	defer w.report.tell(t)
-	s := w.addDurable()
+	var addresses []string
+	for _, p := range w.policies {
+		addresses = append(addresses, p.Address)
+	}
+	s := w.addDurable(addresses...)
 	w.sides = []*side{s}
 	w.begin(settings{seed: seed, resting: 5 * time.Millisecond})
 	random := rand.New(rand.NewPCG(seed, 2))
@@ -54,17 +58,13 @@ func TestKilledWhilePersisting(t *testing.T) {
 	w.finish()
 }
 
-// addDurable starts another sidecar, with a state on disk and a network that can be cut.
-func (w *world) addDurable() *side {
+// addDurable starts another sidecar, with a state on disk and a network to policy services that can be cut.
+func (w *world) addDurable(policies ...string) *side {
 	w.t.Helper()
 	ctx := within(w.t, startWithin)
-	var targets []string
-	for _, p := range w.policies {
-		targets = append(targets, p.Address)
-	}
 	s := &side{name: "durable", node: hub, durable: true}
 	var err error
-	s.network, err = w.StartProxy(ctx, targets...)
+	s.network, err = w.StartProxy(ctx, policies...)
 	must(w.t, err)
 	w.t.Cleanup(func() { _ = s.network.Close() })
 	s.Sidecar, err = w.StartSidecar(stack.SidecarConfig{
