@@ -70,6 +70,7 @@ func faults(clocks bool) []*fault {
 		{name: "network of a policy service to etcd cut", targets: 1, claims: all("policy2"), shortest: short, begin: cutPolicy},
 		{name: "network of a policy service to etcd slow", targets: 1, claims: all("policy2"), shortest: short, begin: slowPolicy},
 		{name: "replies of etcd to a policy service lost", targets: 1, claims: all("policy2"), shortest: short, begin: lossyPolicy},
+		{name: "replies of a policy service to the writers lost", targets: 1, claims: all("policy2"), shortest: short, begin: lossyWriters},
 		{name: "leader moved", targets: 1, claims: all(allEtcd), shortest: short / 2, begin: moveLeader},
 		{name: "compaction", targets: 1, claims: all("compaction"), shortest: short / 2, begin: compact},
 		{name: "defragmentation", targets: 3, claims: all("defragmentation"), shortest: short / 2, begin: defragment},
@@ -259,6 +260,10 @@ func lossyPolicy(_ context.Context, w *world, _ int) (func(context.Context) erro
 	return lossy(w, w.toEtcd...)
 }
 
+func lossyWriters(_ context.Context, w *world, _ int) (func(context.Context) error, error) {
+	return lossy(w, w.toPolicy)
+}
+
 func slow(networks ...*stack.Proxy) (func(context.Context) error, error) {
 	for _, n := range networks {
 		n.Delay(150 * time.Millisecond)
@@ -271,14 +276,17 @@ func slow(networks ...*stack.Proxy) (func(context.Context) error, error) {
 	}, nil
 }
 
+// handshake is how many octets of replies a connection needs before it carries a request, or nearly.
+const handshake = 2000
+
 // lossy delivers requests and loses the replies from some octet on, with their connection, again and again.
 func lossy(w *world, networks ...*stack.Proxy) (func(context.Context) error, error) {
 	stop := make(chan struct{})
 	for i, n := range networks {
 		w.watching.Go(func() {
-			for octets := int64(i * 1000); ; octets += 777 {
+			for octets := int64(i * 1000); ; octets += 577 {
 				select {
-				case <-n.BreakAfter(octets % 5000):
+				case <-n.BreakAfter(handshake + octets%5000):
 				case <-stop:
 					n.Forgive()
 					return

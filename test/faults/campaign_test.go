@@ -19,7 +19,7 @@ func TestCampaign(t *testing.T) {
 	duration, err := time.ParseDuration(cmp.Or(os.Getenv("ALLOWEDNETS_FAULTS_DURATION"), "1s"))
 	must(t, err)
 	seed := seed(t)
-	w := newWorld(t, settings{seed: seed})
+	w := newWorld(t, settings{seed: seed, resting: 3 * time.Millisecond})
 	defer w.report.tell(t)
 	random := rand.New(rand.NewPCG(seed, 1))
 	for begun, n := time.Now(), 1; time.Since(begun) < duration; n++ {

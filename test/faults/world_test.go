@@ -50,6 +50,7 @@ type world struct {
 	etcdDirs  []string
 	members   []*clientv3.Client // one for each
 	toEtcd    []*stack.Proxy     // of the last policy service, one per member
+	toPolicy  *stack.Proxy       // of the writers to the last policy service
 	policies  []*stack.Policy
 	lists     []policyv1.PolicyServiceClient
 	sides     []*side
@@ -208,7 +209,14 @@ func (w *world) startPolicies(ctx context.Context, cfg settings) {
 		name := fmt.Sprintf("policy%d", i)
 		w.startPolicy(i, name, cfg.launch[name])
 		must(w.t, w.policies[i].AwaitReady(ctx))
-		conn, err := grpc.NewClient(w.policies[i].Address, grpc.WithTransportCredentials(creds), grpc.WithAuthority(stack.PolicyName))
+		address := w.policies[i].Address
+		if i == replicas-1 {
+			w.toPolicy, err = w.StartProxy(ctx, address)
+			must(w.t, err)
+			w.t.Cleanup(func() { _ = w.toPolicy.Close() })
+			address = w.toPolicy.Address
+		}
+		conn, err := grpc.NewClient(address, grpc.WithTransportCredentials(creds), grpc.WithAuthority(stack.PolicyName))
 		must(w.t, err)
 		w.t.Cleanup(func() { _ = conn.Close() })
 		w.lists = append(w.lists, policyv1.NewPolicyServiceClient(conn))

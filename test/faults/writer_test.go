@@ -23,6 +23,8 @@ const (
 	pace = 20 * time.Millisecond
 	// tryFor is how long a writer waits for a replica before it asks another.
 	tryFor = 3 * time.Second
+	// hot mailboxes get half of the requests, so that a retry often meets a list that somebody else changed in the meantime.
+	hot = 3
 	// mostLater keeps a retry within the 16 changes of a mailbox whose request ids are remembered.
 	mostLater = 8
 )
@@ -139,7 +141,11 @@ func (w *writer) next(client int, random *rand.Rand) (op, []netip.Prefix) {
 	defer w.mu.Unlock()
 	o := op{client: client, kind: set, id: requestID(random)}
 	for o.mailbox == "" {
-		o.mailbox = w.people[random.IntN(len(w.people))]
+		among := len(w.people)
+		if random.IntN(2) == 0 {
+			among = hot
+		}
+		o.mailbox = w.people[random.IntN(among)]
 		for _, later := range w.busy[o.mailbox] {
 			if later >= mostLater {
 				o.mailbox = ""
