@@ -188,6 +188,13 @@ func (m *model) fork(state revision.Token) {
 	m.saves[m.epoch] = next
 }
 
+// raised notes the state that raising the epoch made.
+func (m *model) raised(state revision.Token) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.states[state] = true
+}
+
 // close says that no save is on its way any more: all states are known.
 func (m *model) close() {
 	m.mu.Lock()
