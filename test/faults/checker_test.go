@@ -2,7 +2,6 @@ package faults
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"math/rand/v2"
 	"sync"
@@ -171,8 +170,9 @@ func (c *checker) stream(ctx context.Context, sidecar checkv1.CheckServiceClient
 		for i := range numbers {
 			numbers[i] = random.IntN(len(c.queries))
 			if err := s.Send(c.requests[numbers[i]]); err != nil {
-				_, err = s.Recv() // says why
-				return errors.Join(err, ctx.Err())
+				for err = nil; err == nil; _, err = s.Recv() { //nolint:revive // behind the answers that are there it says why
+				}
+				return err
 			}
 		}
 		for _, q := range numbers {
