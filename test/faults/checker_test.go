@@ -170,7 +170,7 @@ func (c *checker) stream(ctx context.Context, sidecar checkv1.CheckServiceClient
 		for i := range numbers {
 			numbers[i] = random.IntN(len(c.queries))
 			if err := s.Send(c.requests[numbers[i]]); err != nil {
-				for err = nil; err == nil; _, err = s.Recv() { //nolint:revive // behind the answers that are there it says why
+				for err = nil; err == nil; _, err = s.Recv() { // behind the answers that are there it says why
 				}
 				return err
 			}
