@@ -15,6 +15,10 @@ BREAKING_AGAINST ?= $(shell git merge-base --is-ancestor HEAD origin/main 2>/dev
 BENCH ?= .
 BENCH_COUNT ?= 3
 BENCH_TIME ?= 300ms
+DURATION ?= 30m
+SEED ?= 7
+KILLS ?= 1000
+STREAMS ?= 2000
 
 # $(call in-modules,COMMAND): runs COMMAND in each module, then fails if any of them failed.
 in-modules = failed=0; for module in $(MODULES); do echo "== $$module"; (cd $$module && $(1)) || failed=1; done; exit $$failed
@@ -125,6 +129,12 @@ bench: ## Run the benchmarks (BENCH=regexp BENCH_COUNT=3 BENCH_TIME=300ms)
 
 .PHONY: axe
 axe: $(AXE) ## Fetch what the browser tests need
+
+# One round of every fault lasts about four minutes. The first build of programs with a clock of their own takes minutes as well.
+.PHONY: faults
+faults: build ## Run the fault campaign (DURATION=30m SEED=7 KILLS=1000 STREAMS=2000)
+	ALLOWEDNETS_E2E=required ALLOWEDNETS_FAULTS_CLOCK=1 ALLOWEDNETS_FAULTS_DURATION=$(DURATION) ALLOWEDNETS_FAULTS_SEED=$(SEED) \
+	    ALLOWEDNETS_FAULTS_KILLS=$(KILLS) ALLOWEDNETS_FAULTS_STREAMS=$(STREAMS) go test -count=1 -v -timeout=0 ./test/faults
 
 # A build from source, so that it speaks the Go version of the modules it reads.
 $(GOLANGCI_LINT): tools/lint/go.mod tools/lint/go.sum

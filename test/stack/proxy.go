@@ -23,6 +23,7 @@ type Proxy struct {
 	conns  map[net.Conn]struct{} // both ends of every connection
 	next   int
 	open   chan struct{} // closed while bytes may pass
+	delay  time.Duration // of every piece, in both directions
 	replyN int64         // octets of replies until everything breaks; negative: never
 	broke  chan struct{} // closed when replyN was used up
 	closed bool
@@ -49,6 +50,13 @@ func (p *Proxy) Cut() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.open = make(chan struct{})
+}
+
+// Delay holds up every piece of up to 16 KiB for d from now on, in both directions; 0 ends it.
+func (p *Proxy) Delay(d time.Duration) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.delay = d
 }
 
 // Heal ends Cut, if there was one. Connections of before are reset, as they are when what was lost is missing.
@@ -101,10 +109,15 @@ func (p *Proxy) reset() {
 	}
 }
 
-func (p *Proxy) gate() <-chan struct{} {
+// pass waits until bytes may pass.
+func (p *Proxy) pass() {
 	p.mu.Lock()
-	defer p.mu.Unlock()
-	return p.open
+	open, delay := p.open, p.delay
+	p.mu.Unlock()
+	if delay > 0 {
+		<-time.After(delay)
+	}
+	<-open
 }
 
 func (p *Proxy) accept() {
@@ -123,7 +136,7 @@ func (p *Proxy) forward(client net.Conn) {
 		return
 	}
 	defer p.drop(client)
-	<-p.gate()
+	p.pass()
 	server, err := p.dial()
 	if err != nil || !p.hold(server) {
 		return
@@ -178,7 +191,7 @@ func (p *Proxy) copy(to io.Writer, from io.Reader, replies bool) {
 	buf := make([]byte, 16<<10)
 	for {
 		n, err := from.Read(buf)
-		<-p.gate()
+		p.pass()
 		last := false
 		if replies {
 			n, last = p.spend(n)

@@ -26,7 +26,8 @@ const (
 	SidecarName   = "sidecar.allowednets.internal"
 	AdminName     = "admin.allowednets.internal"
 	DashboardName = "dashboard.allowednets.internal"
-	policyName    = "localhost"
+	// PolicyName is a name that every policy service has beside localhost; a test that uses it says where it is.
+	PolicyName = "policy.allowednets.internal"
 )
 
 // DocumentationNets are the blocks of RFC 5737 and RFC 3849, which tests and development use as client addresses.
@@ -71,9 +72,11 @@ type Stack struct {
 	// Authority issued all certificates, and may issue others.
 	Authority *Authority
 	// Admin are the files of the administrator's certificate.
-	Admin                      serve.TLSFlags
-	policy, sidecar, dashboard serve.TLSFlags
-	callers                    string
+	Admin serve.TLSFlags
+	// Sidecar are those of the sidecars.
+	Sidecar           serve.TLSFlags
+	policy, dashboard serve.TLSFlags
+	callers           string
 
 	started []*Process
 	chosen  map[string]bool // addresses handed out
@@ -101,8 +104,8 @@ func New(dir, bin string) (*Stack, error) {
 		return nil, err
 	}
 	var errPolicy, errSidecar, errAdmin, errDashboard error
-	s.policy, errPolicy = s.Authority.Issue(policyName, "127.0.0.1")
-	s.sidecar, errSidecar = s.Authority.Issue(SidecarName)
+	s.policy, errPolicy = s.Authority.Issue("localhost", "127.0.0.1", PolicyName)
+	s.Sidecar, errSidecar = s.Authority.Issue(SidecarName)
 	s.Admin, errAdmin = s.Authority.Issue(AdminName)
 	s.dashboard, errDashboard = s.Authority.Issue(DashboardName)
 	return s, errors.Join(errPolicy, errSidecar, errAdmin, errDashboard)
@@ -137,6 +140,24 @@ func (s *Stack) start(p *Process) (*Process, error) {
 	return p, nil
 }
 
+// Launch says how to run a binary otherwise than from the stack's folder, as a child like any other.
+type Launch struct {
+	Binary string   // empty: the one in the stack's folder
+	Prefix []string // program and arguments that run it, such as ip netns exec NAME
+	Env    []string
+	files  []*os.File // from descriptor 3 on
+}
+
+func (s *Stack) launch(name, binary string, l Launch, args []string) (*Process, error) {
+	if l.Binary == "" {
+		l.Binary = s.Bin(binary)
+	}
+	command := slices.Concat(l.Prefix, []string{l.Binary}, args)
+	p := NewProcess(name, command[0], command[1:], l.Env, s.Path(name+".log"))
+	p.files = l.files
+	return s.start(p)
+}
+
 // Server is one of the product's servers.
 type Server struct {
 	*Process
@@ -165,6 +186,7 @@ type PolicyConfig struct {
 	NoCreate       bool   // the store must exist
 	PermitNets     string
 	AdditionalArgs []string
+	Launch         Launch
 }
 
 // Policy is a policy service.
@@ -193,7 +215,7 @@ func (s *Stack) StartPolicy(cfg PolicyConfig) (*Policy, error) {
 	if cfg.PermitNets != "" {
 		args = append(args, "--permit-nets", cfg.PermitNets)
 	}
-	p, err := s.Start(cfg.Name, s.Bin("allowednets-policy"), append(args, cfg.AdditionalArgs...), nil)
+	p, err := s.launch(cfg.Name, "allowednets-policy", cfg.Launch, append(args, cfg.AdditionalArgs...))
 	if err != nil {
 		return nil, err
 	}
@@ -221,6 +243,7 @@ type SidecarConfig struct {
 	AdditionalArgs []string
 	// Passed is a listening socket on HTTP that is passed to the sidecar, as systemd does.
 	Passed *os.File
+	Launch Launch
 }
 
 // Sidecar is a sidecar.
@@ -242,16 +265,14 @@ func (s *Stack) StartSidecar(cfg SidecarConfig) (*Sidecar, error) {
 	args := append([]string{
 		"--policy-address", cfg.Policy, "--id", cfg.Name, "--socket", socket,
 		"--http-listen", cfg.HTTP, "--admin-listen", cfg.Admin,
-	}, tlsArgs(s.sidecar)...)
-	args = append(args, cfg.AdditionalArgs...)
-	p := NewProcess(cfg.Name, s.Bin("allowednets-sidecar"), args, nil, s.Path(cfg.Name+".log"))
+	}, tlsArgs(s.Sidecar)...)
 	if cfg.Passed != nil {
 		// sd_listen_fds(3); only the process itself knows its id.
-		p = NewProcess(cfg.Name, "/bin/sh", append([]string{"-c", `LISTEN_PID=$$ exec "$0" "$@"`, p.path}, args...),
-			[]string{"LISTEN_FDS=1", "LISTEN_FDNAMES=http"}, p.log)
-		p.files = []*os.File{cfg.Passed}
+		cfg.Launch.Prefix = append(cfg.Launch.Prefix, "/bin/sh", "-c", `LISTEN_PID=$$ exec "$0" "$@"`)
+		cfg.Launch.Env = append(cfg.Launch.Env, "LISTEN_FDS=1", "LISTEN_FDNAMES=http")
+		cfg.Launch.files = []*os.File{cfg.Passed}
 	}
-	p, err := s.start(p)
+	p, err := s.launch(cfg.Name, "allowednets-sidecar", cfg.Launch, append(args, cfg.AdditionalArgs...))
 	if err != nil {
 		return nil, err
 	}
@@ -347,14 +368,22 @@ func (s *Stack) StartEtcdCluster(ctx context.Context, name string, members int) 
 	return cluster, nil
 }
 
+// BuildEtcd builds etcd from the version the tests are pinned to.
+func BuildEtcd(ctx context.Context, path string) error {
+	build := exec.CommandContext(ctx, "go", "build", "-ldflags=-s -w", "-o", path, "go.etcd.io/etcd/server/v3")
+	if out, err := build.CombinedOutput(); err != nil {
+		return fmt.Errorf("building etcd: %w\n%s", err, out)
+	}
+	return nil
+}
+
 // startMember builds etcd from the version the tests are pinned to and starts a member of a cluster, whose id comes from its
 // name and its peers' URLs.
 func (s *Stack) startMember(ctx context.Context, name, client, peer, cluster, initial string) (*Etcd, error) {
 	bin := s.Path("etcd.bin")
 	if _, err := os.Stat(bin); errors.Is(err, fs.ErrNotExist) {
-		build := exec.CommandContext(ctx, "go", "build", "-o", bin, "go.etcd.io/etcd/server/v3")
-		if out, err := build.CombinedOutput(); err != nil {
-			return nil, fmt.Errorf("building etcd: %w\n%s", err, out)
+		if err := BuildEtcd(ctx, bin); err != nil {
+			return nil, err
 		}
 	}
 	clientURL, peerURL := "http://"+client, "http://"+peer

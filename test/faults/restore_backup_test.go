@@ -1,0 +1,134 @@
+package faults
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/allowednets/allowednets/internal/revision"
+	"github.com/allowednets/allowednets/test/stack"
+)
+
+// TestRestoredBackup loses the whole store, restores a backup on all members as docs/operations.md says, and raises the epoch.
+// Until then the newer state is enforced; afterwards the restored one, and new saves.
+func TestRestoredBackup(t *testing.T) {
+	w := newWorld(t, settings{seed: 7, resting: 5 * time.Millisecond})
+	defer w.report.tell(t)
+	ctx := within(t, 5*time.Minute)
+	w.pass(ctx, 50)
+	resume := w.writer.pause()
+	held := w.model.Newest() // the backup has this
+	backup := w.Path("backup.db")
+	must(t, w.backup(ctx, backup))
+	kept := len(w.writer.ops())
+	resume()
+	w.pass(ctx, 50)
+	resume = w.writer.pause()
+	lost := w.model.Newest()
+	gone := len(w.writer.ops())
+	must(t, w.caughtUp(ctx, lost))
+
+	for i, p := range w.policies {
+		w.guard(p.Process, false)
+		must(t, p.Kill(), w.etcd[i].Kill())
+	}
+	w.restoreMembers(ctx, backup)
+	answered := w.answers()
+	// Without a higher epoch nobody believes the older store.
+	for i := range w.policies {
+		w.startPolicy(i, fmt.Sprintf("policy%d.again", i), stack.Launch{})
+		must(t, w.policies[i].AwaitReady(ctx))
+	}
+	must(t, stack.Await(ctx, func(context.Context) error {
+		if n := w.answers() - answered; n < 1000 {
+			return fmt.Errorf("%d answers", n)
+		}
+		return nil
+	}))
+	w.unmoved(ctx, lost)
+
+	w.model.fork(held)
+	for i, p := range w.policies {
+		w.guard(p.Process, false)
+		must(t, p.Kill())
+		w.startPolicy(i, fmt.Sprintf("policy%d.raised", i), stack.Launch{}, "--raise-epoch-to", "2")
+		must(t, w.policies[i].AwaitReady(ctx))
+	}
+	must(t, w.caughtUp(ctx, revision.Token{Epoch: 2}))
+	restored, err := w.sides[0].enforces(ctx)
+	must(t, err)
+	w.model.raised(restored)
+	w.unmoved(ctx, restored)
+	w.report.say("%d saves after the backup are lost, as they must be; the epoch is 2", lost.Revision-held.Revision)
+	resume()
+	w.pass(ctx, 50)
+	w.writer.forget(kept, gone)
+	w.finish()
+}
+
+// pass waits for some more saves.
+func (w *world) pass(ctx context.Context, saves int) {
+	w.t.Helper()
+	enough := w.model.count() + saves
+	must(w.t, stack.Await(ctx, func(context.Context) error {
+		if n := w.model.count(); n < enough {
+			return fmt.Errorf("%d of %d saves", n, enough)
+		}
+		return nil
+	}))
+}
+
+// unmoved wants the sidecars to enforce a state for some seconds.
+func (w *world) unmoved(ctx context.Context, state revision.Token) {
+	w.t.Helper()
+	for until := time.Now().Add(8 * time.Second); time.Now().Before(until); <-time.After(100 * time.Millisecond) {
+		for _, s := range w.sides {
+			if at, err := s.enforces(ctx); err != nil || at != state {
+				w.report.violated("%s enforces %s, not %s: %v", s.name, at, state, err)
+				return
+			}
+		}
+	}
+}
+
+// backup writes a snapshot of etcd.
+func (w *world) backup(ctx context.Context, path string) (err error) {
+	from, err := w.members[0].Snapshot(ctx)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, from.Close()) }()
+	to, err := os.Create(path)
+	if err != nil {
+		return err
+	}
+	_, err = io.Copy(to, from)
+	return errors.Join(err, to.Close())
+}
+
+// restoreMembers makes new members from a backup and starts them.
+func (w *world) restoreMembers(ctx context.Context, backup string) {
+	w.t.Helper()
+	var initial []string
+	for i := range members {
+		initial = append(initial, fmt.Sprintf("etcd%d=http://%s:2380", i, address(fmt.Sprintf("etcd%d", i))))
+	}
+	for i := range members {
+		name := fmt.Sprintf("etcd%d", i)
+		dir := filepath.Join(w.etcdDirs[i], "restored")
+		out, err := exec.CommandContext(ctx, tool("etcdutl"), "snapshot", "restore", backup, "--name", name, "--data-dir", dir,
+			"--initial-cluster", strings.Join(initial, ","), "--initial-advertise-peer-urls", "http://"+address(name)+":2380",
+			"--initial-cluster-token", "restored", "--bump-revision", "1000000000", "--mark-compacted").CombinedOutput()
+		if err != nil {
+			w.t.Fatalf("etcdutl: %v\n%s", err, out)
+		}
+		w.etcd[i] = w.startMember(i, dir, strings.Join(initial, ","))
+	}
+}
