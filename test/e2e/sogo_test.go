@@ -29,6 +29,7 @@ func TestSOGo(t *testing.T) {
 	address := freeAddress(t, w.Stack)
 	conf := "http {\naccess_log /dev/stderr;\n" + published(t, "allowednets-http.conf", "/var/log/nginx/error.log", "stderr") + published(t, "sogo.conf",
 		"listen       80;", "listen "+address+";", "127.0.0.1:7480", w.sidecar.HTTP, "127.0.0.1:20000", up.address,
+		"location = /.well-known/caldav ", "location ~ \\.php$ { proxy_pass http://"+up.address+"; }\nlocation = /.well-known/caldav ",
 		"/etc/nginx/sogo.htpasswd", passwords, "unix:/run/nginx-sogo.sock", "unix:"+filepath.Join(dir, "s")) + "}\n"
 	server := startNginx(t, w.Stack, "nginx-sogo", conf, address)
 	xff := func(address string) string { return "X-Forwarded-For: " + address }
@@ -39,7 +40,8 @@ func TestSOGo(t *testing.T) {
 		{path: "/SOGo/dav/alice%40example.org/Calendar/personal/"},
 		{path: "/SOGo/dav/alice@example.org/Calendar/personal/5E-6A%20x.ics"},
 		{path: "/SOGo/dav/alice@example.org/Calendar/personal/.hidden.ics"},
-		{path: "/SOGo/dav/bob@example.org/Calendar/shared/?sync=1"},
+		{path: "/SOGo/dav/bob@example.org/Calendar/shared/"},
+		{method: "MOVE", path: "/SOGo/dav/alice@example.org/Calendar/personal/x.ics", headers: []string{"Destination: https://mail.example.org/SOGo/dav/alice@example.org/Calendar/work/x.ics"}},
 		{path: "/SOGo/dav/alice@example.org/Contacts/personal/J%C3%BCrgen.vcf"},
 		{path: "/SOGo/dav/alice@example.org/Contacts/personal/j%c3%bcrgen.vcf"},
 		{method: "PUT", path: "/SOGo/dav/alice@example.org/Calendar/personal/new.ics", body: "BEGIN:VCALENDAR"},
@@ -66,6 +68,27 @@ func TestSOGo(t *testing.T) {
 		{method: "PROPFIND", path: "/SOGo/dav/alice@example.org/", headers: []string{"Depth: infinity"}},
 		{method: "PROPFIND", path: "/SOGo/dav/alice@example.org/", headers: []string{"Depth: infinity", "Depth: 0"}},
 		{method: "PROPFIND", path: "/SOGo/dav/alice@example.org/Mail", headers: []string{"Depth: 0 /SOGo/dav/alice@example.org/Calendar"}},
+
+		// Where SOGo could look in the folders above, or go on from the path.
+		{path: "/SOGo/so/alice@example.org/Mail/x.php"}, // a regex location
+		{path: "/SOGo/dav/alice@example.org/Calendar/Mail/"},
+		{path: "/SOGo/dav/alice@example.org/Calendar/Mail/0/folderINBOX/1/asHTML"},
+		{path: "/SOGo/dav/alice@example.org/Calendar/personal/Mail/"},
+		{path: "/SOGo/dav/alice@example.org/Calendar/mAIL"},
+		{path: "/SOGo/dav/alice@example.org/Calendar/%4dail/"},
+		{path: "/SOGo/dav/alice@example.org/Calendar/M%61il/"},
+		{path: "/SOGo/dav/alice@example.org/Calendar/a/b/c/"},
+		{path: "/SOGo/dav/alice@example.org/Contacts/Mail/0/folderINBOX/1.eml"},
+		{path: "/SOGo/dav/alice@example.org/Contacts/_range_x/Mail/"},
+		{path: "/SOGo/dav/alice@example.org/Contacts/Preferences/"},
+		{path: "/SOGo/dav/alice@example.org/Contacts/Microsoft-Server-ActiveSync"},
+		{path: "/SOGo/dav/Mail/Calendar/"},
+		{method: "PROPFIND", path: "/SOGo/dav/Mail/", headers: []string{"Depth: 0"}},
+		{path: "/SOGo/dav/alice@example.org/Calendar/?sync=1"},
+		{path: "/SOGo/dav/alice@example.org/Calendar/?"},
+		{method: "COPY", path: "/SOGo/dav/alice@example.org/Calendar/personal/x.ics", headers: []string{"Destination: /SOGo/dav/alice@example.org/Mail/x"}},
+		{method: "COPY", path: "/SOGo/dav/alice@example.org/Calendar/personal/x.ics", headers: []string{"Destination: http://x/SOGo/dav/alice@example.org/Calendar/../Mail/x"}},
+		{method: "POST", path: "/SOGo/dav/alice@example.org/Calendar/personal/", body: ":method=Mail", headers: []string{"Content-Type: application/x-www-form-urlencoded"}},
 
 		{path: "//SOGo//dav//alice@example.org//Mail/"},
 		{path: "/SOGo/dav/alice@example.org/%4dail/"},
@@ -106,7 +129,10 @@ func TestSOGo(t *testing.T) {
 		{path: "/x/../SOGo/dav/alice@example.org/Mail/"},
 	}
 	as := func(v raw, user, from string) raw {
-		v.user, v.headers = user, append([]string{xff(from), "x-webobjects-remote-user: " + bob, "X-WebObjects-Remote-User: root", "x-webobjects-auth-type: none"}, v.headers...)
+		v.user, v.headers = user, append([]string{
+			xff(from), "x-webobjects-remote-user: " + bob, "X-WebObjects-Remote-User: root", "x-webobjects-auth-type: none",
+			"X-Original-URL: /SOGo/so/", "X-Rewrite-URL: /SOGo/so/", "X-HTTP-Method-Override: REPORT", "SOAPAction: x",
+		}, v.headers...)
 		return v
 	}
 	// got is the one request that reached SOGo, which must say who it is from, once.
@@ -120,13 +146,21 @@ func TestSOGo(t *testing.T) {
 		if names := r.Header["X-Webobjects-Remote-User"]; len(seen) != 1 || len(names) != 1 || names[0] != user || r.Header.Get("X-Webobjects-Auth-Type") != "Basic" {
 			t.Errorf("%s %s: SOGo believes it is %q", v.method, v.path, names)
 		}
+		for _, name := range []string{"X-Original-Url", "X-Rewrite-Url", "X-Http-Method-Override", "Soapaction"} {
+			if value := r.Header.Get(name); value != "" {
+				t.Errorf("%s %s: SOGo gets %s: %s", v.method, v.path, name, value)
+			}
+		}
 		return r
 	}
 	t.Run("exempt", func(t *testing.T) {
 		for _, v := range exempt {
 			answer := as(v, alice, outside).to(t, address)
-			if r := got(t, v, alice); answer.code != 200 || r == nil || r.RequestURI != v.path {
+			r := got(t, v, alice)
+			if answer.code != 200 || r == nil || r.RequestURI != v.path {
 				t.Errorf("%s %s: %d", v.method, v.path, answer.code)
+			} else if r.Header.Get("Translate") != "f" {
+				t.Errorf("%s %s: SOGo may look in the folders above", v.method, v.path)
 			}
 			if answer := as(v, "", outside).to(t, address); answer.code != 401 || got(t, v, "") != nil || !strings.HasPrefix(answer.header.Get("WWW-Authenticate"), "Basic ") {
 				t.Errorf("%s %s without a name: %d", v.method, v.path, answer.code)
@@ -156,9 +190,23 @@ func TestSOGo(t *testing.T) {
 		}
 	})
 	t.Run("SOGo's own form is closed", func(t *testing.T) {
-		for _, path := range []string{"/SOGo/connect", "/SOGo/so/connect", "//SOGo/%63onnect", "/SOGo/connect/", "/SOGo/x/../connect"} {
+		for _, path := range []string{"/SOGo/connect", "/SOGo/so/connect", "//SOGo/%63onnect", "/SOGo/connect/", "/SOGo/x/../connect",
+			"/SOGo.woa/connect", "/SOGo.woa/so/connect", "/SOGoX/connect", "/SOGo/SO/connect", "/SOGo/x/connect", "/SOGo/wa/connect", "/SOGo/so//connect",
+			"/SOGo/so/bob@example.org/connect", "/SOGo/dav/bob@example.org/Calendar/connect", "/SOGo/_range/connect", "/SOGo/so/conn%65ct/x",
+			"/SOGo/?Cmd=connect", "/SOGo?Cmd=connect", "/SOGo/?x=1&%43md=connect", "/SOGo/?:method=connect", "/SOGo/so/?connect:method=x", "/SOGo/so/?connect%3Amethod",
+			"/SOGo/so/?a=b&connect%3amet%68od=", "/SOGo/dav/bob@example.org/Calendar/?Cmd=connect",
+			"/Microsoft-Server-ActiveSync?Cmd=connect", "/Microsoft-Server-ActiveSync?Cmd=conn%65ct", "/Microsoft-Server-ActiveSync?Cmd=Sync&connect:method=",
+		} {
 			v := raw{method: "POST", path: path, body: `{"userName":"` + alice + `","password":"` + right + `"}`}
 			if answer := as(v, bob, inside).to(t, address); answer.code != 403 || got(t, v, bob) != nil {
+				t.Errorf("%s: %d", path, answer.code)
+			}
+		}
+	})
+	t.Run("nothing else of SOGo's", func(t *testing.T) {
+		for _, path := range []string{"/SOGo.woa/so/", "/SOGoX/", "/sogo/", "/Microsoft-Server-ActiveSync/x"} {
+			v := raw{path: path}
+			if answer := as(v, bob, inside).to(t, address); answer.code != 404 || got(t, v, bob) != nil {
 				t.Errorf("%s: %d", path, answer.code)
 			}
 		}
