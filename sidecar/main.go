@@ -161,7 +161,7 @@ func build(ctx context.Context, cfg config, log *slog.Logger) (_ *process, err e
 		return nil, err
 	}
 	web := check.HTTPConfig{
-		Decider: decider, Faults: faults, Log: log, DenialText: cfg.DenialText, TrustedProxies: cfg.trustedProxies,
+		Decider: decider, Faults: faults, DenialText: cfg.DenialText, TrustedProxies: cfg.trustedProxies,
 		NginxBackends: cfg.nginxBackends,
 	}
 	p.local = check.NewHTTP(web)

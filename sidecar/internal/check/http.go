@@ -3,7 +3,6 @@ package check
 import (
 	"crypto/sha256"
 	"crypto/subtle"
-	"log/slog"
 	"net/http"
 	"net/netip"
 	"strings"
@@ -18,7 +17,6 @@ const maxBody = 64 << 10
 type HTTPConfig struct {
 	Decider *Decider
 	Faults  *Faults
-	Log     *slog.Logger
 	// Token is the bearer token that every request must carry; empty: none.
 	Token string
 	// DenialText is what a person reads; {address} stands for the client's address. Empty: nothing is said, and a denial

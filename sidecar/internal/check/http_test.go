@@ -1,7 +1,6 @@
 package check_test
 
 import (
-	"log/slog"
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
@@ -25,7 +24,7 @@ import (
 
 func (f *fixture) http(configure ...func(*check.HTTPConfig)) http.Handler {
 	cfg := check.HTTPConfig{
-		Decider: f.decider, Faults: f.faults, Log: slog.New(slog.DiscardHandler), DenialText: check.DefaultDenialText,
+		Decider: f.decider, Faults: f.faults, DenialText: check.DefaultDenialText,
 		TrustedProxies: hops.Trusted{netip.MustParsePrefix("10.1.0.0/16"), netip.MustParsePrefix("fd00::/8")},
 	}
 	for _, c := range configure {

@@ -103,7 +103,7 @@ func (s *Sweeper) age() float64 {
 
 // Run sweeps until ctx ends. There is one sweep at a time.
 func (s *Sweeper) Run(ctx context.Context) error {
-	var swept *index.Root // the lists that the last sweep that worked began with
+	var swept *index.Root // the lists that the last sweep but one began with, of those that worked
 	failures := 0
 	for ctx.Err() == nil {
 		began, lists := time.Now(), s.lists()
@@ -129,7 +129,9 @@ func (s *Sweeper) Run(ctx context.Context) error {
 		s.last.Store(&began)
 		failures = 0
 		sleep(ctx, nil, pause)
-		s.await(ctx, swept, period-pause) // not at all after a change: swept is what was there before
+		// One round behind on purpose: after the first sweep with new lists this still compares with the old ones and does not
+		// wait. The second sweep finds the logins that were permitted by the old lists and not yet open at the first.
+		s.await(ctx, swept, period-pause)
 		swept = lists
 	}
 	return nil
@@ -207,7 +209,10 @@ func (s *Sweeper) sweep(ctx context.Context) error {
 
 // exact reports whether doveadm's mask for a pair names nothing that may stay: in it, * and ? stand for other octets.
 func exact(p Pair, connections []Connection, denied map[Pair]int) bool {
-	if !strings.ContainsAny(p.User, "*?") {
+	if strings.Contains(p.User, "*") {
+		return false // it may hit whatever is opened in the meantime
+	}
+	if !strings.Contains(p.User, "?") {
 		return true
 	}
 	for _, c := range connections {
@@ -215,7 +220,7 @@ func exact(p Pair, connections []Connection, denied map[Pair]int) bool {
 			return false
 		}
 	}
-	return !strings.Contains(p.User, "*")
+	return true
 }
 
 // matches reports whether a mask, without *, stands for a name.
