@@ -44,7 +44,7 @@ func TestSOGo(t *testing.T) {
 		{method: "MOVE", path: "/SOGo/dav/alice@example.org/Calendar/personal/x.ics", headers: []string{"Destination: https://mail.example.org/SOGo/dav/alice@example.org/Calendar/work/x.ics"}},
 		{path: "/SOGo/dav/alice@example.org/Contacts/personal/J%C3%BCrgen.vcf"},
 		{path: "/SOGo/dav/alice@example.org/Contacts/personal/j%c3%bcrgen.vcf"},
-		{method: "PUT", path: "/SOGo/dav/alice@example.org/Calendar/personal/new.ics", body: "BEGIN:VCALENDAR"},
+		{method: "PUT", path: "/SOGo/dav/alice@example.org/Calendar/personal/new.ics", body: "BEGIN:VCALENDAR", headers: []string{"Content-Type: text/calendar; format=flowed"}},
 		{method: "REPORT", path: "/SOGo/dav/alice@example.org/Calendar/personal/", body: "<x/>", headers: []string{"Depth: 1"}},
 		{method: "PROPFIND", path: "/SOGo/dav/alice@example.org/Calendar/", headers: []string{"Depth: infinity"}},
 		{method: "PROPFIND", path: "/SOGo/dav/alice@example.org/", headers: []string{"Depth: 0"}},
@@ -193,7 +193,7 @@ func TestSOGo(t *testing.T) {
 		for _, path := range []string{"/SOGo/connect", "/SOGo/so/connect", "//SOGo/%63onnect", "/SOGo/connect/", "/SOGo/x/../connect",
 			"/SOGo.woa/connect", "/SOGo.woa/so/connect", "/SOGoX/connect", "/SOGo/SO/connect", "/SOGo/x/connect", "/SOGo/wa/connect", "/SOGo/so//connect",
 			"/SOGo/so/bob@example.org/connect", "/SOGo/dav/bob@example.org/Calendar/connect", "/SOGo/_range/connect", "/SOGo/so/conn%65ct/x",
-			"/SOGo/?Cmd=connect", "/SOGo?Cmd=connect", "/SOGo/?x=1&%43md=connect", "/SOGo/?:method=connect", "/SOGo/so/?connect:method=x", "/SOGo/so/?connect%3Amethod",
+			"/SOGo/?Cmd=connect", "/SOGo/Microsoft-Server-ActiveSync?Cmd=Sync", "/SOGo?Cmd=connect", "/SOGo/?x=1&%43md=connect", "/SOGo/?:method=connect", "/SOGo/so/?connect:method=x", "/SOGo/so/?connect%3Amethod",
 			"/SOGo/so/?a=b&connect%3amet%68od=", "/SOGo/dav/bob@example.org/Calendar/?Cmd=connect",
 			"/Microsoft-Server-ActiveSync?Cmd=connect", "/Microsoft-Server-ActiveSync?Cmd=conn%65ct", "/Microsoft-Server-ActiveSync?Cmd=Sync&connect:method=",
 		} {
