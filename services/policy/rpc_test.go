@@ -185,7 +185,7 @@ func TestEveryMetricIsDocumented(t *testing.T) {
 		t.Fatal(err)
 	}
 	described := make(map[string]string)
-	for _, row := range regexp.MustCompile("(?m)^\\| `(allowednets_(?:policy|grpc)_[a-z0-9_]+)` \\|([^|]*)\\|([^|]*)\\|").FindAllStringSubmatch(string(doc), -1) {
+	for _, row := range regexp.MustCompile("(?m)^\\| `(allowednets_(?:policy|grpc|tls)_[a-z0-9_]+)` \\|([^|]*)\\|([^|]*)\\|").FindAllStringSubmatch(string(doc), -1) {
 		var labels []string
 		for _, l := range regexp.MustCompile("`([a-z]+)`").FindAllStringSubmatch(row[3], -1) {
 			labels = append(labels, l[1])
