@@ -286,6 +286,9 @@ func (l *Login) ClientAddr(r *http.Request) netip.Addr {
 	return client
 }
 
+// ClientNet is the network of the browser's address, by which attempts and large forms are counted.
+func (l *Login) ClientNet(r *http.Request) string { return keys("", l.ClientAddr(r)).address.String() }
+
 // Actor is who does what r asks for, for the audit trail: the user's name and the browser's address.
 func (l *Login) Actor(r *http.Request) *policyv1.Actor {
 	u, _ := UserOf(r.Context())

@@ -56,13 +56,17 @@ func (s *site) changeMailbox(w http.ResponseWriter, r *http.Request, at place) e
 	if errors.Is(err, errNotFound) {
 		return err
 	}
-	s.takeForm(p, r.PostForm)
+	complete := s.takeForm(p, r.PostForm)
 	v := s.view(r)
 	if err != nil { // neither saved nor checked, but what was typed is shown again
 		return s.renderFailure(w, r, at, p, err)
 	}
 	switch action {
 	case actionSave, actionLift:
+		if !complete {
+			s.choose(r, p, v.text("incomplete.title"), v.text("reused.text"))
+			return s.renderPanel(w, r, http.StatusBadRequest, at, p)
+		}
 		return s.save(w, r, at, p, action)
 	case actionTheirs:
 		redirect(w, r, http.StatusSeeOther, p.URL)
@@ -76,7 +80,7 @@ func (s *site) changeMailbox(w http.ResponseWriter, r *http.Request, at place) e
 		}
 	case actionFix:
 		p.Text = applyFix(p.Text, query)
-	case actionValidate:
+	case actionValidate, "": // a form that was sent without a button
 	default:
 		return &formError{errors.New("the form asks for nothing known")}
 	}
@@ -92,13 +96,16 @@ func (s *site) changeMailbox(w http.ResponseWriter, r *http.Request, at place) e
 	return s.renderPanel(w, r, http.StatusOK, at, p)
 }
 
-// takeForm puts what the browser sent in the place of what is saved.
-func (s *site) takeForm(p *panel, form url.Values) {
+// takeForm puts what the browser sent in the place of what is saved. Only a complete form may change something: without an etag
+// a save would overwrite, and without the text it would lift, what nobody has seen.
+func (s *site) takeForm(p *panel, form url.Values) (complete bool) {
 	p.Text, p.Etag = strings.ReplaceAll(form.Get("text"), "\r\n", "\n"), form.Get("etag")
-	if id, err := uuid.Parse(form.Get("request_id")); err == nil {
+	id, err := uuid.Parse(form.Get("request_id"))
+	if err == nil {
 		p.RequestID = id.String()
 	}
 	p.Check = checkView{Services: p.Check.Services, Client: clip(form.Get("client"), 64)}
+	return form.Has("text") && p.Etag != "" && err == nil
 }
 
 // save saves the text, or lifts the restriction once the emptied field was confirmed.
@@ -153,9 +160,7 @@ func (s *site) renderRefusal(w http.ResponseWriter, r *http.Request, at place, p
 	if err := s.refresh(r.Context(), p); err != nil {
 		return s.renderFailure(w, r, at, p, err)
 	}
-	p.RequestID = uuid.NewString() // another save than the one that was refused
-	p.Focus = "notice"
-	p.Notice = &notice{Kind: "conflict", Title: v.text("reused.title"), Text: v.text("reused.text")}
+	s.choose(r, p, v.text("reused.title"), v.text("reused.text"))
 	if mismatch {
 		p.Notice.Title, p.Notice.Text = v.text("conflict.unknown"), v.text("conflict.text")
 		meta := rpcerr.Detail[*errdetails.ErrorInfo](err).GetMetadata()
@@ -163,8 +168,14 @@ func (s *site) renderRefusal(w http.ResponseWriter, r *http.Request, at place, p
 			p.Notice.Title = v.text("conflict.title", meta["updated_by"], v.text("conflict.at", v.clock(at)))
 		}
 	}
-	p.Notice.Theirs, p.Notice.Yours = s.versions(r, p)
 	return s.renderPanel(w, r, http.StatusConflict, at, p)
+}
+
+// choose asks whether what is saved or what is typed shall be in force. What is saved was just read.
+func (s *site) choose(r *http.Request, p *panel, title, text string) {
+	p.Etag, p.RequestID = p.current.GetEtag(), uuid.NewString() // another save than the one that was refused
+	p.Focus, p.Notice = "notice", &notice{Kind: "conflict", Title: title, Text: text}
+	p.Notice.Theirs, p.Notice.Yours = s.versions(r, p)
 }
 
 // versions compares what is saved with what is typed, as it would be saved.

@@ -5,6 +5,8 @@ import (
 	"net/http"
 	"strings"
 
+	"golang.org/x/text/unicode/norm"
+
 	policyv1 "github.com/allowednets/allowednets/gen/allowednets/policy/v1"
 	"github.com/allowednets/allowednets/internal/allow"
 	"github.com/allowednets/allowednets/services/dashboard/internal/directory"
@@ -142,8 +144,7 @@ func (d *domainPage) empty(v *view, count census, state listState) {
 
 // rows returns a page of mailboxes: those of the directory and those that have a list, in one order.
 func (s *site) rows(ctx context.Context, domain string, state listState) (rows []row, more bool, err error) {
-	// A search also finds names pasted whole.
-	search, _, _ := strings.Cut(strings.ToLower(strings.TrimSpace(state.search)), "@")
+	search := strings.ToLower(norm.NFC.String(strings.TrimSpace(state.search)))
 	size := listPage
 	if state.show == showAll && search == "" {
 		size = rowsPerPage + 1
@@ -224,10 +225,13 @@ func (s *site) nextRow(ctx context.Context, show string, restricted *lists, know
 	}
 }
 
-// matches is the directory's search, for mailboxes that are not in it.
+// matches is the search of [directory.Query], for mailboxes that are not in the directory.
 func matches(list *policyv1.AllowedNets, search string) bool {
-	local, _, _ := strings.Cut(list.GetMailbox(), "@")
-	return strings.Contains(local, search)
+	name := list.GetMailbox()
+	if !strings.Contains(search, "@") {
+		name = name[:strings.LastIndexByte(name, '@')+1]
+	}
+	return strings.Contains(name, search)
 }
 
 // names reads the mailboxes of the directory in order, chunk by chunk as they are needed.

@@ -16,6 +16,8 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/allowednets/allowednets/services/dashboard/internal/login"
 )
 
 // redirect sends the browser to a path of this site: one that we made, or that login.LocalPath has looked at.
@@ -25,6 +27,15 @@ func redirect(w http.ResponseWriter, r *http.Request, status int, path string) {
 
 // maxBody bounds a form: the longest text an operator can permit (512 KiB) with every character escaped.
 const maxBody = 2 << 20
+
+const (
+	// maxStrangersBody bounds the form of somebody who is not logged in, which is shown to them again; smallBody is what
+	// there may be any number of.
+	maxStrangersBody = 96 << 10
+	smallBody        = 4 << 10
+	// largeWithin bounds the time from the head of a large form to the end of its answer.
+	largeWithin = 15 * time.Second
+)
 
 // headers adds what every answer has. Nothing is loaded from elsewhere and nothing runs or is styled inline.
 func headers(secure bool, next http.Handler) http.Handler {
@@ -45,9 +56,29 @@ func headers(secure bool, next http.Handler) http.Handler {
 	})
 }
 
-func bounded(next http.Handler) http.Handler {
+// bounded bounds bodies: those of strangers more, and large ones also in their number, because an answer holds what was typed.
+func (s *site) bounded(next http.Handler) http.Handler {
+	strangers, users := newCrowd(16, 2), newCrowd(8, 2)
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		r.Body = http.MaxBytesReader(w, r.Body, maxBody)
+		most, small, who, crowd := int64(maxStrangersBody), int64(smallBody), s.cfg.Login.ClientNet(r), strangers
+		if user, ok := login.UserOf(r.Context()); ok {
+			most, small, who, crowd = maxBody, maxStrangersBody, user.Name, users
+		}
+		r.Body = http.MaxBytesReader(w, r.Body, most)
+		if r.ContentLength < 0 || r.ContentLength > small { // it is negative if the browser does not say
+			if r.ContentLength > most {
+				s.fail(w, r, &http.MaxBytesError{Limit: most})
+				return
+			}
+			leave, ok := crowd.enter(who)
+			if !ok {
+				s.fail(w, r, errCrowded)
+				return
+			}
+			defer leave()
+			// Whoever reads slowly does not hold the place for long. Without a server below, as in tests, there is no deadline.
+			_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(largeWithin))
+		}
 		next.ServeHTTP(w, r)
 	})
 }

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/allowednets/allowednets/internal/allow"
 	"github.com/allowednets/allowednets/services/dashboard/internal/login"
 )
 
@@ -24,6 +25,23 @@ type loginPage struct {
 
 // field is a hidden one.
 type field struct{ Name, Value string }
+
+// maxShown is how many characters of a text are shown at the login; the hidden field has all of them.
+const maxShown = 2000
+
+// mailboxIn returns the mailbox that a path of [mailboxURL] is about.
+func mailboxIn(path string) string {
+	u, err := url.Parse(path)
+	if err != nil {
+		return ""
+	}
+	_, name, _ := strings.Cut(u.Path, "/mailboxes/")
+	m, err := allow.ParseMailbox(name)
+	if err != nil {
+		return ""
+	}
+	return m.String()
+}
 
 // kept returns the fields of a mailbox's form that survive a login, none if there is nothing to lose.
 func kept(form url.Values) []field {
@@ -60,7 +78,7 @@ func (s *site) askLogin(w http.ResponseWriter, r *http.Request) {
 		}
 		next := *r.URL
 		next.Path, next.RawPath = strings.TrimSuffix(next.Path, "/check"), strings.TrimSuffix(next.RawPath, "/check")
-		p := loginPage{Next: next.RequestURI(), Mailbox: r.PathValue("mailbox"), Text: r.PostForm.Get("text"), Kept: fields}
+		p := loginPage{Next: next.RequestURI(), Mailbox: r.PathValue("mailbox"), Text: clip(r.PostForm.Get("text"), maxShown), Kept: fields}
 		if err := s.renderLogin(w, r, http.StatusUnauthorized, p); err != nil {
 			s.fail(w, r, err)
 		}
@@ -91,8 +109,8 @@ func (s *site) logIn(w http.ResponseWriter, r *http.Request) error {
 	}
 	form := r.PostForm
 	next := login.LocalPath(form.Get("next"))
-	if _, err := s.cfg.Login.Password(r, form.Get("user"), form.Get("password")); err != nil {
-		p := loginPage{Next: next, Name: clip(form.Get("user"), 256), Text: form.Get("text"), Kept: kept(form)}
+	if _, err := s.cfg.Login.Password(r, trim(form.Get("user")), form.Get("password")); err != nil {
+		p := loginPage{Next: next, Name: clip(form.Get("user"), 256), Mailbox: mailboxIn(next), Text: clip(form.Get("text"), maxShown), Kept: kept(form)}
 		return s.refused(w, r, err, p)
 	}
 	if form.Has("text") && strings.HasPrefix(next, "/domains/") {

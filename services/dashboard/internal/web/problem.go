@@ -36,6 +36,8 @@ func problemOf(err error) problem {
 		return problem{key: "forbidden", status: http.StatusForbidden}
 	case errors.Is(err, errCross):
 		return problem{key: "cross", status: http.StatusForbidden}
+	case errors.Is(err, errCrowded):
+		return problem{key: "crowded", status: http.StatusServiceUnavailable}
 	case errors.Is(err, directory.ErrUnavailable):
 		return problem{key: "directory", status: http.StatusServiceUnavailable, again: true}
 	case errors.As(err, &large):

@@ -24,7 +24,7 @@ type listState struct {
 
 // readListState reads what a URL says. What cannot be is left out.
 func readListState(q url.Values, domain string) listState {
-	state := listState{search: clip(q.Get("q"), 64)}
+	state := listState{search: clip(strings.ToValidUTF8(q.Get("q"), "\uFFFD"), 64)}
 	if show := q.Get("show"); show == showRestricted || show == showUnrestricted {
 		state.show = show
 	}

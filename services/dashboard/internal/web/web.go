@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
+	"strings"
 
 	"github.com/prometheus/client_golang/prometheus"
 
@@ -64,8 +65,8 @@ func New(cfg Config) (http.Handler, error) {
 	cross.SetDenyHandler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { s.fail(w, r, errCross) }))
 	mux := http.NewServeMux()
 	mux.Handle("GET "+assetPrefix, measure("GET "+assetPrefix, files))
-	mux.Handle("/", cfg.Login.Sessions(pages))
-	return headers(cfg.Secure, compressed(s.choosing(cross.Handler(bounded(mux))))), nil
+	mux.Handle("/", cfg.Login.Sessions(s.bounded(pages)))
+	return headers(cfg.Secure, compressed(s.choosing(cross.Handler(mux)))), nil
 }
 
 // routes is every page there is. What belongs to a domain goes through [site.in], which decides who may.
@@ -142,6 +143,7 @@ func (s *site) in(action login.Action, handler func(http.ResponseWriter, *http.R
 var (
 	errNotFound       = errors.New("there is no such page")
 	errForbidden      = errors.New("not permitted")
+	errCrowded        = errors.New("too many large forms at once")
 	errCross          = errors.New("a form of another site")
 	errUnknownService = errors.New("the form asks about no known service")
 )
@@ -151,10 +153,15 @@ type formError struct{ error }
 
 func (e *formError) Unwrap() error { return e.error }
 
-// parseForm reads the form within the bound of the body.
+// parseForm reads the form within the bound of the body. What is not UTF-8 in it is replaced: nothing behind takes it.
 func parseForm(r *http.Request) error {
 	if err := r.ParseForm(); err != nil {
 		return &formError{fmt.Errorf("reading the form: %w", err)}
+	}
+	for _, values := range r.PostForm {
+		for i := range values {
+			values[i] = strings.ToValidUTF8(values[i], "\uFFFD")
+		}
 	}
 	return nil
 }

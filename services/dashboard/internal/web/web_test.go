@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"compress/gzip"
 	"fmt"
+	"io"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
@@ -29,9 +30,9 @@ const (
 func TestEveryRouteForEveryRole(t *testing.T) {
 	w := newWorld(t)
 	w.policy.put(bob, "carol", "8.8.8.8")
-	panel, save := panelOf(bob), url.Values{"action": {"save"}, "text": {"9.9.9.9"}, "etag": {""}, "request_id": {""}}
+	panel, save := panelOf(bob), url.Values{"action": {"save"}, "text": {"9.9.9.9"}, "etag": {"1-1"}, "request_id": {"6f1c0f0e-0000-4000-8000-000000000001"}}
 	check := url.Values{"action": {"check"}, "client": {"8.8.8.8"}, "service": {"SERVICE_IMAP"}}
-	lift := url.Values{"action": {"lift"}, "text": {""}}
+	lift := url.Values{"action": {"lift"}, "text": {""}, "etag": {"1-2"}, "request_id": {"6f1c0f0e-0000-4000-8000-000000000002"}}
 	people := []string{nobody, owner, auditor, stranger, operator, newcomer}
 	tests := []struct {
 		pattern, path string
@@ -151,12 +152,15 @@ func TestPages(t *testing.T) {
 		w.policy.put(name, "carol", "8.8.8.8")
 	}
 	b := w.browser(owner)
-	for _, query := range []string{"", "show=restricted", "show=unrestricted", "q=.C", "q=u01&show=restricted", "q=5.d@example.org&show=unrestricted", "q=%3Cb%3E"} {
+	for _, query := range []string{"", "show=restricted", "show=unrestricted", "q=.C", "q=u01&show=restricted", "q=5.D@EXAMPLE.org&show=unrestricted", "q=5.d%40example.org&show=restricted", "q=5.d%40example.net", "q=%3Cb%3E"} {
 		q, _ := url.ParseQuery(query)
-		search, _, _ := strings.Cut(strings.ToLower(q.Get("q")), "@")
+		search := strings.ToLower(q.Get("q"))
 		var want, got []string
 		for name, state := range model {
 			local, _, _ := strings.Cut(name, "@")
+			if strings.Contains(search, "@") {
+				local = name
+			}
 			if strings.Contains(local, search) && (q.Get("show") == "" || state.restricted == (q.Get("show") == "restricted")) {
 				want = append(want, name)
 			}
@@ -372,7 +376,6 @@ func TestRequestIDReused(t *testing.T) {
 	if got := w.policy.nets(alice); got != "9.9.9.9" {
 		t.Errorf("saved is %q", got)
 	}
-	b.post(panelOf(alice), url.Values{"action": {"save"}, "text": {"1.1.1.1"}, "request_id": {"not a UUID"}}).wants(200, "Saved")
 }
 
 func TestAddress(t *testing.T) {
@@ -469,8 +472,8 @@ func TestExpiredSession(t *testing.T) {
 		form := b.seen.id("edit")
 		b.client.Jar.SetCookies(must(url.Parse(b.url)), []*http.Cookie{{Name: "allowednets", Value: "", Path: "/", MaxAge: -1}})
 		b.submit(form, button, url.Values{"text": {text}}).wants(401, "Your session has ended", "What you typed for alice@example.org:", "half a li")
-		b.submit(b.seen.form("/login"), "", url.Values{"user": {owner}, "password": {"wrong"}}).wants(401, "User name or password is wrong.", "half a li")
-		b.submit(b.seen.form("/login"), "", url.Values{"user": {owner}, "password": {password}}).wants(200, "You are logged in again", "It was not saved yet")
+		b.submit(b.seen.form("/login"), "", url.Values{"user": {owner}, "password": {"wrong"}}).wants(401, "User name or password is wrong.", "What you typed for alice@example.org:", "half a li")
+		b.submit(b.seen.form("/login"), "", url.Values{"user": {" " + owner + " "}, "password": {password}}).wants(200, "You are logged in again", "It was not saved yet")
 		if got := b.seen.field(); got != text || b.seen.path != panelOf(alice)+"?q=al" {
 			t.Errorf("at %s the field holds %q", b.seen.path, got)
 		}
@@ -551,7 +554,8 @@ func TestBodies(t *testing.T) {
 	w.browser(nobody).post(panelOf(alice), large).wants(413)
 	b.post("/login", large).wants(413)
 	b.post("/language", large).wants(413)
-	b.post(panelOf(alice), url.Values{"action": {"save"}, "text": {strings.Repeat("8.8.8.8\n", 60_000)}}).wants(422, "cannot be used")
+	b.get(panelOf(alice))
+	b.edit(strings.Repeat("8.8.8.8\n", 60_000), "save").wants(422, "cannot be used")
 	b.post(panelOf(alice), url.Values{"action": {"explode"}, "text": {"x"}}).wants(400, "could not be read")
 	b.sendBody(http.MethodPost, panelOf(alice), "%zz").wants(400, "could not be read")
 	if w.policy.saves != 0 {
@@ -559,10 +563,92 @@ func TestBodies(t *testing.T) {
 	}
 }
 
+// TestStrangersForm: somebody who is not logged in cannot make the dashboard hold much.
+func TestStrangersForm(t *testing.T) {
+	w := newWorld(t)
+	handle := func(path string, form url.Values) (status, size int) {
+		r := httptest.NewRequest(http.MethodPost, path, strings.NewReader(form.Encode()))
+		r.Header.Set("Content-Type", "application/x-www-form-urlencoded")
+		answer := httptest.NewRecorder()
+		w.handler.ServeHTTP(answer, r)
+		return answer.Code, answer.Body.Len()
+	}
+	fits := url.Values{"text": {strings.Repeat("a", 30_000) + strings.Repeat("'", 20_000)}, "next": {panelOf(alice)}, "user": {"x"}, "password": {"y"}}
+	for _, path := range []string{panelOf(alice), "/login"} {
+		if status, size := handle(path, fits); status != 401 || size > 200_000 {
+			t.Errorf("%s: %d with %d octets", path, status, size)
+		}
+		if status, size := handle(path, url.Values{"text": {strings.Repeat("'", 100_000)}}); status != 413 || size > 10_000 {
+			t.Errorf("%s: too much is answered %d with %d octets", path, status, size)
+		}
+	}
+	// While two long forms of a network are under way, it gets no third one in.
+	var ends []func()
+	for range 2 {
+		body, typing := io.Pipe()
+		r := httptest.NewRequest(http.MethodPost, panelOf(alice), body)
+		r.ContentLength = -1
+		r.Header.Set("Content-Type", "application/x-www-form-urlencoded")
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			w.handler.ServeHTTP(httptest.NewRecorder(), r)
+		}()
+		if _, err := typing.Write([]byte("text=")); err != nil { // it is being read
+			t.Fatal(err)
+		}
+		ends = append(ends, func() { _ = typing.Close(); <-done })
+	}
+	if status, _ := handle(panelOf(alice), fits); status != 503 {
+		t.Errorf("a third one is answered %d", status)
+	}
+	if status, _ := handle(panelOf(alice), url.Values{"text": {"8.8.8.8"}}); status != 401 {
+		t.Errorf("a short one is answered %d", status)
+	}
+	for _, end := range ends {
+		end()
+	}
+	if status, _ := handle(panelOf(alice), fits); status != 401 {
+		t.Errorf("afterwards one is answered %d", status)
+	}
+}
+
+// TestIncompleteForm: what lacks a part changes nothing, and loses nothing.
+func TestIncompleteForm(t *testing.T) {
+	w := newWorld(t)
+	w.policy.put(alice, "carol", "8.8.8.8")
+	b := w.browser(owner)
+	const id = "6f1c0f0e-0000-4000-8000-000000000001"
+	for name, form := range map[string]url.Values{
+		"nothing":           {},
+		"no text":           {"etag": {"1-1"}, "request_id": {id}},
+		"no etag":           {"text": {"9.9.9.9"}, "request_id": {id}},
+		"no etag, to lift":  {"text": {""}, "request_id": {id}},
+		"empty etag":        {"text": {"9.9.9.9"}, "etag": {""}, "request_id": {id}},
+		"no request id":     {"text": {"9.9.9.9"}, "etag": {"1-1"}},
+		"strange requestid": {"text": {"9.9.9.9"}, "etag": {"1-1"}, "request_id": {"not a UUID"}},
+	} {
+		for _, action := range []string{"save", "lift"} {
+			form.Set("action", action)
+			b.post(panelOf(alice), form).wants(400, "The form was not complete. Nothing was saved", "In force now")
+			if b.seen.field() != form.Get("text") || w.policy.nets(alice) != "8.8.8.8" {
+				t.Errorf("%s, %s: the field holds %q, saved is %q", action, name, b.seen.field(), w.policy.nets(alice))
+			}
+		}
+	}
+	b.post(panelOf(alice), url.Values{"text": {"9.9.9.9 \xff"}}).wants(200, "1 entry cannot be used.") // no button, and not UTF-8
+	if b.seen.field() != "9.9.9.9 \uFFFD" {
+		t.Errorf("the field holds %q", b.seen.field())
+	}
+	b.edit("9.9.9.9", "validate")
+	b.edit("=", "save").wants(400, "not complete") // the form above had no etag
+	b.edit("=", "save").wants(200, "Saved")
+}
+
 func TestCrossOrigin(t *testing.T) {
 	w := newWorld(t)
 	b := w.browser(owner)
-	form := url.Values{"action": {"save"}, "text": {"9.9.9.9"}}
+	form := url.Values{"action": {"save"}, "text": {"9.9.9.9"}, "etag": {"0-0"}, "request_id": {"6f1c0f0e-0000-4000-8000-000000000001"}}
 	for _, header := range []http.Header{{"Sec-Fetch-Site": {"cross-site"}}, {"Sec-Fetch-Site": {"same-site"}}, {"Origin": {"https://evil.example"}}, {"Origin": {"null"}}} {
 		b.header = header
 		for _, path := range []string{panelOf(alice), "/login", "/logout", "/language"} {
