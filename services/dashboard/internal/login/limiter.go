@@ -21,6 +21,11 @@ const (
 	accountBurst  = 30 // failures of an account, from wherever
 	accountRefill = 10 * time.Second
 
+	siteBurst         = 120 // failures from a /48 of IPv6, whatever the account
+	siteRefill        = addressRefill / 4
+	siteAccountBurst  = accountBurst / 2 // failures of an account from a /48: half of what the account has,
+	siteAccountRefill = 2 * accountRefill
+
 	maxRemembered = 50_000 // of each kind
 )
 
@@ -28,10 +33,12 @@ const (
 //
 //   - An account from an address: after five failures the wait doubles with each one, to five minutes.
 //   - An address, and an account, each have a budget of failures, which refills.
+//   - IPv6 addresses count by their /64, which one host has. A /48, which one customer has, also has a budget, and one for each
+//     account, which is half of the account's: one customer cannot use up what an account has.
 //
-// Who has logged in to an account from an address within 30 days is not held by the two budgets there: guessing from elsewhere
-// cannot keep them out. Everybody else waits seconds for a refill, not for an end of the guessing. IPv6 addresses count by
-// their /64, which one host has. What it remembers is bounded; the least recently used is dropped. It is safe for
+// Who has logged in to an account from an address within 30 days is not held by the budgets there: guessing from elsewhere
+// cannot keep them out. Who guesses from many networks at once can take each refill of an account, so that its user cannot
+// log in from a new address until the guessing ends. What it remembers is bounded; the least recently used is dropped. It is safe for
 // concurrent use, and an attempt counts when it begins, so that many at once gain nothing.
 type limiter struct {
 	mu        sync.Mutex
@@ -39,6 +46,7 @@ type limiter struct {
 	known     recent[pairKey, time.Time]
 	addresses recent[netip.Prefix, budget]
 	accounts  recent[accountKey, budget]
+	sites     recent[pairKey, budget] // by /48, of all accounts and of each
 }
 
 type accountKey [sha256.Size]byte
@@ -80,6 +88,7 @@ func newLimiter(dropped prometheus.Counter) *limiter {
 		known:     newRecent[pairKey, time.Time](maxRemembered, dropped),
 		addresses: newRecent[netip.Prefix, budget](maxRemembered, dropped),
 		accounts:  newRecent[accountKey, budget](maxRemembered, dropped),
+		sites:     newRecent[pairKey, budget](maxRemembered, dropped),
 	}
 }
 
@@ -90,6 +99,26 @@ func keys(account string, from netip.Addr) pairKey {
 	}
 	address, _ := from.WithZone("").Prefix(bits) // of the zero address, the zero prefix: all who are unknown share it
 	return pairKey{sha256.Sum256([]byte(account)), address}
+}
+
+// share is a part of the budget of a /48.
+type share struct {
+	key    pairKey
+	burst  int
+	refill time.Duration
+}
+
+// shares returns what an attempt takes from a /48; nothing if the address is not of IPv6.
+func shares(account string, from netip.Addr) []share {
+	if !from.Is6() || from.Is4In6() {
+		return nil
+	}
+	site, _ := from.WithZone("").Prefix(48)
+	all := []share{{pairKey{sha256.Sum256(nil), site}, siteBurst, siteRefill}}
+	if account != "" {
+		all = append(all, share{pairKey{sha256.Sum256([]byte(account)), site}, siteAccountBurst, siteAccountRefill})
+	}
+	return all
 }
 
 // attempt counts an attempt that may fail; account is "" where none is named. It returns how long to wait: if that is not
@@ -109,12 +138,18 @@ func (l *limiter) attempt(account string, from netip.Addr, now time.Time) (wait 
 		if account != "" {
 			wait = max(wait, everywhere.wait(now, accountBurst, accountRefill))
 		}
+		for _, s := range shares(account, from) {
+			wait = max(wait, l.sites.get(s.key).wait(now, s.burst, s.refill))
+		}
 	}
 	if wait > 0 {
 		return wait
 	}
 	if !known {
 		l.addresses.put(key.address, address.spend(now, addressRefill))
+		for _, s := range shares(account, from) {
+			l.sites.put(s.key, l.sites.get(s.key).spend(now, s.refill))
+		}
 	}
 	if account == "" {
 		return 0
@@ -130,21 +165,39 @@ func (l *limiter) attempt(account string, from netip.Addr, now time.Time) (wait 
 	return 0
 }
 
-// succeeded takes back what attempt counted.
+// succeeded takes back what attempt counted, and what failed before of the account from the address.
 func (l *limiter) succeeded(account string, from netip.Addr, now time.Time) {
 	key := keys(account, from)
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	known := account != "" && now.Sub(l.known.get(key)) < knownFor
-	if !known {
-		l.addresses.put(key.address, l.addresses.get(key.address).refund(addressRefill))
+	l.refund(account, from, now)
+	if account != "" {
+		l.pairs.drop(key)
+		l.known.put(key, now)
 	}
-	if account == "" {
+}
+
+// untried takes back what attempt counted, because the attempt was not made.
+func (l *limiter) untried(account string, from netip.Addr, now time.Time) {
+	key := keys(account, from)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.refund(account, from, now)
+	if p := l.pairs.get(key); account != "" && p.failures > 0 {
+		l.pairs.put(key, pair{failures: p.failures - 1, last: p.last}) // there was no wait, or it would not have begun
+	}
+}
+
+func (l *limiter) refund(account string, from netip.Addr, now time.Time) {
+	key := keys(account, from)
+	if account != "" && now.Sub(l.known.get(key)) < knownFor {
 		return
 	}
-	if !known {
+	l.addresses.put(key.address, l.addresses.get(key.address).refund(addressRefill))
+	for _, s := range shares(account, from) {
+		l.sites.put(s.key, l.sites.get(s.key).refund(s.refill))
+	}
+	if account != "" {
 		l.accounts.put(key.account, l.accounts.get(key.account).refund(accountRefill))
 	}
-	l.pairs.drop(key)
-	l.known.put(key, now)
 }

@@ -126,10 +126,56 @@ func TestLockOut(t *testing.T) {
 	}
 }
 
+// TestOneCustomer: who has a /48, and so many /64, cannot use up what an account has.
+func TestOneCustomer(t *testing.T) {
+	c := newClock()
+	for i := range 3600 {
+		for j := range 20 {
+			address := [16]byte{0x20, 0x01, 0x0d, 0xb8, 0, 7, byte(i), byte(i*20 + j)}
+			c.attempt("anna", netip.AddrFrom16(address), c.now)
+		}
+		if i%600 == 599 {
+			if wait := c.try("anna", fmt.Sprintf("203.0.113.%d", i/600)); wait != 0 {
+				t.Errorf("after %d seconds one waits elsewhere for %v", i, wait)
+			}
+		}
+		c.now = c.now.Add(time.Second)
+	}
+	waits := 0
+	for i := range 2 * siteBurst {
+		if c.attempt(fmt.Sprint("user", i), netip.AddrFrom16([16]byte{0x20, 0x01, 0x0d, 0xb8, 0, 9, byte(i)}), c.now) != 0 {
+			waits++
+		}
+	}
+	if waits != siteBurst {
+		t.Errorf("of %d accounts %d were held", 2*siteBurst, waits)
+	}
+}
+
+// TestUntried: an attempt that was not made leaves nothing behind.
+func TestUntried(t *testing.T) {
+	for _, from := range []string{"192.0.2.1", "2001:db8::1"} {
+		c := newClock()
+		for range freeFailures {
+			c.try("anna", from)
+		}
+		for range 10 * accountBurst {
+			if wait := c.try("anna", from); wait != 0 {
+				t.Fatalf("from %s one waits %v", from, wait)
+			}
+			c.untried("anna", netip.MustParseAddr(from), c.now)
+		}
+		c.try("anna", from)
+		if c.try("anna", from) == 0 {
+			t.Errorf("from %s the failures before are forgotten", from)
+		}
+	}
+}
+
 func TestSuccessCostsNothing(t *testing.T) {
 	c := newClock()
-	from := netip.MustParseAddr("192.0.2.1")
-	for i := range 10 * addressBurst {
+	from := netip.MustParseAddr("2001:db8::1")
+	for i := range 10 * siteBurst {
 		for _, account := range []string{fmt.Sprint("user", i), "shared", ""} {
 			if wait := c.attempt(account, from, c.now); wait != 0 {
 				t.Fatalf("%s waits %v", account, wait)

@@ -16,6 +16,7 @@ import (
 	"net/url"
 	"runtime"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/alexedwards/scs/v2"
@@ -47,6 +48,7 @@ type Login struct {
 	limits   *limiter
 	hashing  chan struct{} // a place for each hash that is computed
 	logins   *prometheus.CounterVec
+	untold   sync.Once // that a peer which is not trusted sends X-Forwarded-For
 }
 
 // New reads the files.
@@ -217,8 +219,10 @@ func (l *Login) Password(r *http.Request, name, password string) (User, error) {
 	select {
 	case l.hashing <- struct{}{}:
 	case <-enough.C:
+		l.limits.untried(account, from, time.Now())
 		return refuse(&Refusal{Reason: Busy, Wait: busyAfter})
 	case <-ctx.Done():
+		l.limits.untried(account, from, time.Now())
 		return refuse(&Refusal{Reason: Busy, Wait: busyAfter, Detail: "the browser went away"})
 	}
 	users := l.users.Latest()
@@ -278,6 +282,12 @@ func (l *Login) ClientAddr(r *http.Request) netip.Addr {
 	peer, err := netip.ParseAddrPort(r.RemoteAddr)
 	if err != nil {
 		return netip.Addr{}
+	}
+	if forwarded := r.Header.Get("X-Forwarded-For"); forwarded != "" && !l.cfg.TrustedProxies.Trust(peer.Addr().Unmap().WithZone("")) {
+		l.untold.Do(func() {
+			l.cfg.Log.WarnContext(r.Context(), "X-Forwarded-For is not believed, because its sender is not in --trusted-proxies: "+
+				"if that is your proxy, everybody seems to come from its address", "peer_address", peer.Addr().String())
+		})
 	}
 	client, err := l.cfg.TrustedProxies.Client(peer.Addr().WithZone("").String(), r.Header.Values("X-Forwarded-For"))
 	if err != nil {

@@ -465,6 +465,20 @@ func TestClientAddr(t *testing.T) {
 	}
 }
 
+// TestUntrustedProxy: a proxy that was forgotten in the configuration is noticed, once.
+func TestUntrustedProxy(t *testing.T) {
+	for trusted, want := range map[string]int{"127.0.0.0/8": 0, "192.0.2.0/24": 1} {
+		s := serveSite(t, func(cfg *login.Config, _ string) { cfg.TrustedProxies = []netip.Prefix{netip.MustParsePrefix(trusted)} })
+		b := s.browser()
+		b.from = "203.0.113.9"
+		b.logIn("rex", "battery staple")
+		b.sees()
+		if got := strings.Count(s.log.String(), "X-Forwarded-For is not believed"); got != want {
+			t.Errorf("with %s it was said %d times", trusted, got)
+		}
+	}
+}
+
 func TestLocalPath(t *testing.T) {
 	for path, local := range map[string]bool{
 		"/": true, "/domains/example.org?q=a&after=b#c": true, "/d/x@y": true, "/a//b": true, "/%2F%2Fevil.example": true, "/..//evil.example": true,
