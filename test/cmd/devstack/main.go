@@ -137,7 +137,7 @@ func run(ctx context.Context, args []string, out io.Writer) (err error) {
 		}
 	}
 	fmt.Fprintf(out, banner, cfg.policyListen, cfg.policyAdmin, "http://"+cfg.sidecarHTTP, cfg.sidecarAdmin, dir,
-		"unix:"+filepath.Join(dir, filepath.Base(sidecar.Socket)), dashboard.URL, cfg.dashboardAdmin, sampleUser, samplePassword)
+		"unix:"+filepath.Join(dir, filepath.Base(sidecar.Socket)), dashboard.URL, cfg.dashboardAdmin, sampleUser, samplePassword, sampleAuditor)
 
 	select {
 	case <-ctx.Done():
@@ -177,7 +177,8 @@ func quote(s string) string { return "'" + strings.ReplaceAll(s, "'", `'\''`) + 
 
 const banner = `Allowed Nets is running.
 
-  dashboard        %-22[7]s  log in as %[9]s with the password %[10]s
+  dashboard        %-22[7]s  log in as %[9]s with the password %[10]s,
+                                            or as %[11]s, who may only look, with the same
 
   policy service   %-22[1]s  http://%[2]s/readyz  /metrics
   sidecar          %-22[6]s  http://%[4]s/readyz  /metrics

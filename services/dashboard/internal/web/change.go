@@ -59,7 +59,7 @@ func (s *site) changeMailbox(w http.ResponseWriter, r *http.Request, at place) e
 	complete := s.takeForm(p, r.PostForm)
 	v := s.view(r)
 	if err != nil { // neither saved nor checked, but what was typed is shown again
-		return s.renderFailure(w, r, at, p, err)
+		return s.renderFailure(w, r, at, p, err, false)
 	}
 	switch action {
 	case actionSave, actionLift:
@@ -91,7 +91,7 @@ func (s *site) changeMailbox(w http.ResponseWriter, r *http.Request, at place) e
 		})
 	}
 	if p.Problems = v.problems(err); err != nil && p.Problems == nil {
-		return s.renderFailure(w, r, at, p, err)
+		return s.renderFailure(w, r, at, p, err, false)
 	}
 	return s.renderPanel(w, r, http.StatusOK, at, p)
 }
@@ -155,17 +155,17 @@ func (s *site) renderRefusal(w http.ResponseWriter, r *http.Request, at place, p
 	reason := rpcerr.Reason(err)
 	mismatch := reason == decisionv1.ErrorReason_ERROR_REASON_ETAG_MISMATCH
 	if !mismatch && reason != decisionv1.ErrorReason_ERROR_REASON_REQUEST_ID_REUSED {
-		return s.renderFailure(w, r, at, p, err)
+		return s.renderFailure(w, r, at, p, err, true)
 	}
 	if err := s.refresh(r.Context(), p); err != nil {
-		return s.renderFailure(w, r, at, p, err)
+		return s.renderFailure(w, r, at, p, err, false)
 	}
 	s.choose(r, p, v.text("reused.title"), v.text("reused.text"))
 	if mismatch {
 		p.Notice.Title, p.Notice.Text = v.text("conflict.unknown"), v.text("conflict.text")
 		meta := rpcerr.Detail[*errdetails.ErrorInfo](err).GetMetadata()
 		if at, timeErr := time.Parse(time.RFC3339, meta["update_time"]); timeErr == nil && meta["updated_by"] != "" {
-			p.Notice.Title = v.text("conflict.title", meta["updated_by"], v.text("conflict.at", v.clock(at)))
+			p.Notice.Title = v.timed("conflict.title", at, strings.ReplaceAll(meta["updated_by"], "\x1a", ""))
 		}
 	}
 	return s.renderPanel(w, r, http.StatusConflict, at, p)
@@ -203,17 +203,23 @@ func (s *site) versions(r *http.Request, p *panel) (theirs, yours []netLine) {
 	return mark(p.current.GetNets(), mine, "minus"), mark(mine, p.current.GetNets(), "plus")
 }
 
-// renderFailure shows the panel with what was typed when nothing is known of how it went.
-func (s *site) renderFailure(w http.ResponseWriter, r *http.Request, at place, p *panel, err error) error {
+// renderFailure shows the panel with what was typed after an error that the reader can do nothing about. attempted is whether a
+// save was sent, so that it may have been carried out.
+func (s *site) renderFailure(w http.ResponseWriter, r *http.Request, at place, p *panel, err error, attempted bool) error {
 	v := s.view(r)
 	why := problemOf(err)
 	p.Focus, p.Notice = "notice", &notice{Kind: "bad", Title: v.text("refused.title"), Text: v.text(why.key + ".text")}
 	switch action, _, _ := strings.Cut(r.PostForm.Get("action"), "?"); {
 	case !unanswered(err):
 		s.cfg.Log.WarnContext(r.Context(), "a save was refused", "error", err)
-	case action == actionSave || action == actionLift:
+	case attempted:
+		p.silent = err
 		p.Notice.Title, p.Notice.Text = v.text("unanswered.title"), v.text("unanswered.text")
+	case action == actionSave || action == actionLift:
+		p.silent = err
+		p.Notice.Text = v.text("down.text")
 	default:
+		p.silent = err
 		p.Notice.Title, p.Notice.Text = v.text("down.title"), v.text("down.text")
 	}
 	return s.renderPanel(w, r, why.status, at, p)

@@ -60,7 +60,7 @@ func (s *site) checkAddress(w http.ResponseWriter, r *http.Request, at place) er
 	}
 	p.Check, p.Focus = v.check(f), ""
 	if err != nil {
-		p.Check.Problem = v.text("check.down")
+		p.Check.Problem, p.silent = v.text("check.down"), err
 		return s.renderPanel(w, r, problemOf(err).status, at, p)
 	}
 	client, err := allow.ParseClient(trim(f.client))
@@ -96,7 +96,7 @@ func (s *site) explain(r *http.Request, p *panel, client string, f checkForm) {
 		p.Check.Allowed = d.GetVerdict() == decisionv1.Verdict_VERDICT_ALLOW
 		p.Check.Answer = v.reason(d)
 	case unanswered(err):
-		p.Check.Problem = v.text("check.down")
+		p.Check.Problem, p.silent = v.text("check.down"), err
 	default:
 		s.cfg.Log.WarnContext(r.Context(), "an address could not be checked", "error", err)
 		p.Check.Problem = v.text("check.failed")

@@ -57,7 +57,13 @@ func (s *site) renderDomain(w http.ResponseWriter, r *http.Request, status int, 
 	data := domainPage{
 		Domain: at.domain, URL: domainURL(at.domain, listState{}), Search: state.search, Show: state.show, Changes: at.changes(), Panel: p,
 	}
-	if err := s.fillDomain(r, &data, at, state); err != nil {
+	var err error
+	if p != nil && p.silent != nil {
+		err = p.silent
+	} else {
+		err = s.fillDomain(r, &data, at, state)
+	}
+	if err != nil {
 		if p == nil {
 			return err
 		}

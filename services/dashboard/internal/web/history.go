@@ -37,10 +37,7 @@ func (s *site) showHistory(w http.ResponseWriter, r *http.Request, at place) err
 	}
 	v := s.view(r)
 	token := r.URL.Query().Get("page")
-	resp, err := call(r.Context(), s.policy.ListChanges, &policyv1.ListChangesRequest{Mailbox: p.Mailbox, PageSize: changesPerPage, PageToken: token})
-	if rpcerr.Reason(err) == decisionv1.ErrorReason_ERROR_REASON_FIELD_INVALID {
-		return errNotFound // only the token of the page comes from the browser
-	}
+	resp, err := s.changes(r, p, token)
 	if err != nil {
 		return err
 	}
@@ -61,6 +58,15 @@ func (s *site) showHistory(w http.ResponseWriter, r *http.Request, at place) err
 		p.History.Newest = p.HistoryURL
 	}
 	return s.renderPanel(w, r, http.StatusOK, at, p)
+}
+
+// changes returns a page of the history.
+func (s *site) changes(r *http.Request, p *panel, token string) (*policyv1.ListChangesResponse, error) {
+	resp, err := call(r.Context(), s.policy.ListChanges, &policyv1.ListChangesRequest{Mailbox: p.Mailbox, PageSize: changesPerPage, PageToken: token})
+	if rpcerr.Reason(err) == decisionv1.ErrorReason_ERROR_REASON_FIELD_INVALID {
+		return nil, errNotFound // only the token of the page comes from the browser
+	}
+	return resp, err
 }
 
 func (v *view) change(c *policyv1.Change) change {
@@ -120,7 +126,7 @@ func (v *view) author(c *policyv1.Change) string {
 // restore puts an earlier list into the field. It counts when it is saved, like any other.
 func (s *site) restore(r *http.Request, p *panel, revision, token string) error {
 	v := s.view(r)
-	resp, err := call(r.Context(), s.policy.ListChanges, &policyv1.ListChangesRequest{Mailbox: p.Mailbox, PageSize: changesPerPage, PageToken: token})
+	resp, err := s.changes(r, p, token)
 	if err != nil {
 		return err
 	}
@@ -132,7 +138,7 @@ func (s *site) restore(r *http.Request, p *panel, revision, token string) error 
 	}
 	earlier := resp.GetChanges()[i]
 	p.Text = fieldText(earlier.GetAfter())
-	p.Notice = &notice{Kind: "info", Title: v.text("restored.title"), Text: v.text("restored.text", v.text("conflict.at", v.clock(earlier.GetTime().AsTime())))}
+	p.Notice = &notice{Kind: "info", Title: v.text("restored.title"), Text: v.timed("restored.text", earlier.GetTime().AsTime())}
 	if len(earlier.GetAfter()) == 0 {
 		p.Notice.Text = v.text("restored.none")
 	}

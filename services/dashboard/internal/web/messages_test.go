@@ -124,7 +124,7 @@ func usedKeys(t *testing.T) map[string]bool {
 	files := must(filepath.Glob("templates/*.html"))
 	inTemplates := regexp.MustCompile(`\(?\b(?:t|tn) "([^"]+)"`)
 	all := messages()
-	inCode := regexp.MustCompile(`(?:text|plural)\("([a-z-]+(?:\.[a-z-]+)*)"|key(?:: |\s*=\s*| := )"([a-z.-]+)"|"(domain\.[a-z]+)"`)
+	inCode := regexp.MustCompile(`(?:text|plural|timed)\("([a-z-]+(?:\.[a-z-]+)*)"|key(?:: |\s*=\s*| := )"([a-z.-]+)"|"(domain\.[a-z]+)"`)
 	for _, path := range append(files, must(filepath.Glob("*.go"))...) {
 		if strings.HasSuffix(path, "_test.go") || path == "messages.go" {
 			continue

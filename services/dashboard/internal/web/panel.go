@@ -37,6 +37,7 @@ type panel struct {
 	Check                  checkView
 	History                *historyView
 	current                *policyv1.AllowedNets
+	silent                 error // why the policy service, or the directory, is not asked any more for this page
 }
 
 // netLine is a net with what became of it: plus, minus, same or nothing.
@@ -63,7 +64,7 @@ func plainNets(nets []*policyv1.Net) []netLine {
 // notice is what the panel says above the field.
 type notice struct {
 	Kind          string // saved, conflict, lift; or good, warn, bad, info
-	Title, Text   string
+	Title, Text   any    // strings, or HTML with a time
 	Theirs, Yours []netLine
 	Progress      *progressView
 }
@@ -172,7 +173,7 @@ func (s *site) address(r *http.Request, p *panel) *addressView {
 	}
 	addr = addr.Unmap()
 	a := &addressView{Text: addr.String(), Covered: covers(p.Text, addr), Usable: allow.IsPublic(addr)}
-	if !a.Usable && !a.Covered { // the operator may permit it all the same
+	if !a.Usable && !a.Covered && p.silent == nil { // the operator may permit it all the same
 		_, err := callOnce(r.Context(), s.policy.SetAllowedNets, &policyv1.SetAllowedNetsRequest{
 			Mailbox: p.Mailbox, Input: &policyv1.SetAllowedNetsRequest_Text{Text: a.Text}, ValidateOnly: true,
 		})
@@ -186,7 +187,7 @@ func (s *site) address(r *http.Request, p *panel) *addressView {
 func covers(text string, addr netip.Addr) bool {
 	for _, piece := range pieces(text) {
 		entry := text[piece[0]:piece[1]]
-		if net, err := netip.ParsePrefix(entry); err == nil && net.Contains(addr) {
+		if net, err := netip.ParsePrefix(entry); err == nil && (net.Contains(addr) || unmap(net).Contains(addr)) {
 			return true
 		}
 		if one, err := netip.ParseAddr(entry); err == nil && one.Unmap() == addr {
@@ -194,6 +195,14 @@ func covers(text string, addr netip.Addr) bool {
 		}
 	}
 	return false
+}
+
+// unmap returns the IPv4 network that an IPv6 one with mapped addresses is.
+func unmap(net netip.Prefix) netip.Prefix {
+	if !net.Addr().Is4In6() || net.Bits() < 96 {
+		return net
+	}
+	return netip.PrefixFrom(net.Addr().Unmap(), net.Bits()-96)
 }
 
 // empty reports whether a text holds no entry at all: that is how a restriction is lifted.

@@ -13,7 +13,7 @@ import (
 )
 
 const (
-	// callWithin bounds one attempt, and all of them together: a person waits.
+	// callWithin bounds one attempt, allWithin everything that a page asks for: a person waits.
 	callWithin  = 3 * time.Second
 	allWithin   = 8 * time.Second
 	maxAttempts = 3
@@ -27,8 +27,6 @@ type policy struct{ policyv1.PolicyServiceClient }
 
 // call asks, and asks again if there was no answer. Only what may be repeated is called: reads, and writes with a request id.
 func call[Req, Resp any](ctx context.Context, rpc func(context.Context, Req, ...grpc.CallOption) (Resp, error), req Req) (Resp, error) {
-	ctx, cancel := context.WithTimeout(ctx, allWithin)
-	defer cancel()
 	for attempt := 1; ; attempt++ {
 		resp, err := callOnce(ctx, rpc, req)
 		if err == nil || attempt == maxAttempts || ctx.Err() != nil || status.Code(err) != codes.Unavailable && status.Code(err) != codes.DeadlineExceeded {

@@ -1,6 +1,7 @@
 package web
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -33,6 +34,8 @@ type fakePolicy struct {
 	down, deaf  bool // it answers nothing; it acts and then answers nothing
 	propagation *policyv1.GetPropagationResponse
 	saves       int
+	asked       int  // while it is down
+	frozen      bool // it answers no save
 }
 
 func newFakePolicy() *fakePolicy {
@@ -52,6 +55,7 @@ var errDown = rpcerr.New(codes.Unavailable, decisionv1.ErrorReason_ERROR_REASON_
 
 func (f *fakePolicy) mailbox(name string) (string, error) {
 	if f.down {
+		f.asked++
 		return "", errDown
 	}
 	m, err := allow.ParseMailbox(name)
@@ -82,6 +86,10 @@ func invalidNets(invalid *allow.InvalidError) error {
 		})
 	}
 	return rpcerr.New(codes.InvalidArgument, decisionv1.ErrorReason_ERROR_REASON_NETS_INVALID, "nothing was saved", details)
+}
+
+func fieldInvalid(field string) error {
+	return rpcerr.New(codes.InvalidArgument, decisionv1.ErrorReason_ERROR_REASON_FIELD_INVALID, field, rpcerr.Field(field, "it is none"))
 }
 
 func (f *fakePolicy) list(text string) ([]*policyv1.Net, error) {
@@ -146,6 +154,10 @@ func (f *fakePolicy) SetAllowedNets(_ context.Context, req *policyv1.SetAllowedN
 	}
 	if req.GetValidateOnly() {
 		return &policyv1.SetAllowedNetsResponse{AllowedNets: &policyv1.AllowedNets{Mailbox: name, Nets: nets}}, nil
+	}
+	if f.frozen {
+		f.down = true // from now on
+		return nil, errDown
 	}
 	a, changed, superseded, err := f.save(name, req.GetEtag(), req.GetRequestId(), req.GetActor(), policyv1.ChangeKind_CHANGE_KIND_SET, nets)
 	if err != nil {
@@ -215,7 +227,10 @@ func (f *fakePolicy) ListChanges(_ context.Context, req *policyv1.ListChangesReq
 	}
 	newest := slices.Clone(f.changes[name])
 	slices.Reverse(newest)
-	skip, _ := strconv.Atoi(req.GetPageToken())
+	skip, err := strconv.Atoi(cmp.Or(req.GetPageToken(), "0"))
+	if err != nil {
+		return nil, fieldInvalid("page_token")
+	}
 	resp := &policyv1.ListChangesResponse{Changes: newest[min(skip, len(newest)):]}
 	if size := int(req.GetPageSize()); len(resp.GetChanges()) > size {
 		resp.Changes, resp.NextPageToken = resp.GetChanges()[:size], strconv.Itoa(skip+size)
@@ -268,6 +283,9 @@ func (f *fakePolicy) GetPropagation(_ context.Context, req *policyv1.GetPropagat
 	defer f.mu.Unlock()
 	if f.down {
 		return nil, errDown
+	}
+	if !strings.Contains(req.GetRevision(), "-") {
+		return nil, fieldInvalid("revision")
 	}
 	resp := f.propagation
 	resp.Revision = req.GetRevision()

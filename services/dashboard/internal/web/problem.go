@@ -62,7 +62,7 @@ func unanswered(err error) bool {
 // fail answers with the page for err.
 func (s *site) fail(w http.ResponseWriter, r *http.Request, err error) {
 	p := problemOf(err)
-	if p.status >= http.StatusInternalServerError && r.Context().Err() == nil {
+	if p.status >= http.StatusInternalServerError && !errors.Is(r.Context().Err(), context.Canceled) {
 		s.cfg.Log.WarnContext(r.Context(), "a page could not be shown", "route", r.Pattern, "status", p.status, "error", err)
 	}
 	s.answer(w, r, p)

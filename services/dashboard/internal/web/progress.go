@@ -6,7 +6,9 @@ import (
 	"net/url"
 	"time"
 
+	decisionv1 "github.com/allowednets/allowednets/gen/allowednets/decision/v1"
 	policyv1 "github.com/allowednets/allowednets/gen/allowednets/policy/v1"
+	"github.com/allowednets/allowednets/internal/rpcerr"
 )
 
 const (
@@ -51,7 +53,7 @@ func (s *site) savedNotice(r *http.Request, at place, p *panel, q url.Values) *n
 	}
 	deadline := time.Now().Add(activeWithin)
 	for {
-		n.Progress = s.progress(r, at, p.current.GetRevision())
+		n.Progress, _ = s.progress(r, at, p.current.GetRevision()) // the policy service made that revision
 		if !n.Progress.Waiting || time.Now().After(deadline) || !pause(r.Context(), activePoll) {
 			return n
 		}
@@ -76,11 +78,15 @@ func (s *site) showProgress(w http.ResponseWriter, r *http.Request, at place) er
 		redirect(w, r, http.StatusSeeOther, mailboxURL(at.mailbox, "", readListState(r.URL.Query(), at.domain), "saved", revision))
 		return nil
 	}
-	return s.part(w, r, "progress", s.progress(r, at, revision))
+	p, err := s.progress(r, at, revision)
+	if err != nil {
+		return err
+	}
+	return s.part(w, r, "progress", p)
 }
 
-// progress asks how far a save has got. If nobody is connected, nobody enforces it.
-func (s *site) progress(r *http.Request, at place, revision string) *progressView {
+// progress asks how far a save has got. If nobody is connected, nobody enforces it. The error is about what is no revision.
+func (s *site) progress(r *http.Request, at place, revision string) (*progressView, error) {
 	v := s.view(r)
 	state := readListState(r.URL.Query(), at.domain)
 	p := &progressView{
@@ -88,6 +94,9 @@ func (s *site) progress(r *http.Request, at place, revision string) *progressVie
 		Again: mailboxURL(at.mailbox, "", state, "saved", revision),
 	}
 	resp, err := callOnce(r.Context(), s.policy.GetPropagation, &policyv1.GetPropagationRequest{Revision: revision})
+	if rpcerr.Reason(err) == decisionv1.ErrorReason_ERROR_REASON_FIELD_INVALID {
+		return p, errNotFound
+	}
 	applied, all := int(resp.GetAppliedCount()), int(resp.GetSidecarCount())
 	switch {
 	case err != nil:
@@ -114,5 +123,5 @@ func (s *site) progress(r *http.Request, at place, revision string) *progressVie
 			p.More = v.plural("progress.more", more)
 		}
 	}
-	return p
+	return p, nil
 }

@@ -26,6 +26,7 @@ type page struct {
 	Title string
 	User  string // empty if nobody is logged in
 	Here  string // path to come back to
+	Typed bool   // it holds what somebody typed, which another language would lose
 	Wide  bool
 	View  any
 }
@@ -86,7 +87,7 @@ func (s *site) render(w http.ResponseWriter, r *http.Request, status int, name s
 	if user, ok := login.UserOf(r.Context()); ok {
 		p.User = user.Name
 	}
-	p.Here = "/domains"
+	p.Here, p.Typed = "/domains", r.PostForm.Has("text")
 	if r.Method == http.MethodGet || r.Method == http.MethodHead {
 		p.Here = r.URL.RequestURI()
 	}

@@ -105,7 +105,10 @@ func (s *site) loggedIn(next http.Handler) http.Handler {
 			s.askLogin(w, r)
 			return
 		}
-		next.ServeHTTP(w, r)
+		// One deadline for all that a page asks for: a person waits.
+		ctx, cancel := context.WithTimeout(r.Context(), allWithin)
+		defer cancel()
+		next.ServeHTTP(w, r.WithContext(ctx))
 	})
 }
 

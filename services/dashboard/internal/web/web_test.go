@@ -312,7 +312,7 @@ func TestConflict(t *testing.T) {
 		b := w.browser(owner)
 		b.get(panelOf(alice))
 		w.policy.put(alice, "dave", "8.8.8.0/24, 9.9.9.9")
-		b.edit("8.8.8.0/24, 1.1.1.1", "save").wants(409, "dave saved another list on 3 Nov 2026, 12:02 UTC, while you were editing",
+		b.edit("8.8.8.0/24, 1.1.1.1", "save").wants(409, "dave saved another list on 3 Nov 2026, 12:02 UTC , while you were editing",
 			"In force now 8.8.8.0/24 removed: 9.9.9.9", "Yours 8.8.8.0/24 added: 1.1.1.1")
 		if b.seen.field() != "8.8.8.0/24, 1.1.1.1" || b.seen.focused() != "notice warn" {
 			t.Errorf("text %q, focus in %q", b.seen.field(), b.seen.focused())
@@ -347,8 +347,14 @@ func TestUnanswered(t *testing.T) {
 	b.edit("8.8.8.8", "save")
 	// The repetition inside the request found it saved.
 	b.seen.wants(200, "Active on 2 of 2 servers.")
-	w.policy.set(func() { w.policy.deaf, w.policy.down = false, true })
+	w.policy.set(func() { w.policy.deaf, w.policy.frozen = false, true })
 	b.edit("9.9.9.9", "save").wants(503, "Not known whether it was saved", "it is safe to repeat", "The policy service does not answer")
+	w.policy.set(func() { w.policy.frozen, w.policy.down, w.policy.asked = false, true, 0 })
+	b.edit("=", "save").wants(503, "Not saved", "What you typed is still here", "The policy service does not answer")
+	b.seen.lacks("Not known whether it was saved") // nothing was sent
+	if w.policy.asked > maxAttempts {
+		t.Errorf("after it did not answer, the policy service was asked again: %d times", w.policy.asked)
+	}
 	if b.seen.field() != "9.9.9.9" {
 		t.Errorf("the field holds %q", b.seen.field())
 	}
@@ -450,6 +456,8 @@ func TestHistory(t *testing.T) {
 	b.get(b.seen.link("Restore the list of 3 Nov 2026, 12:04 UTC")).wants(200, "At that time there was no list")
 	b.edit("=", "save").wants(200, "Lift the restriction")
 	b.get(panelOf(alice)+"?restore=9-9").wants(200, "That version was not found")
+	b.get(panelOf(alice) + "?restore=9-9&page=garbage").wants(404)
+	b.get(panelOf(alice) + "/history?page=garbage").wants(404)
 	watcher := w.browser(auditor)
 	watcher.get(panelOf(alice)+"/history").wants(200, "Restriction lifted")
 	watcher.seen.lacks("Restore")
@@ -730,6 +738,9 @@ func TestProgress(t *testing.T) {
 	b.seen.lacks("Edit")
 	w.policy.set(func() { w.policy.down = true })
 	b.get(poll).wants(200, "is not known")
+	w.policy.set(func() { w.policy.down = false })
+	b.get(panelOf(alice) + "/progress?revision=garbage").wants(404)
+	w.policy.set(func() { w.policy.down = true })
 	w.policy.set(func() {
 		w.policy.down = false
 		w.policy.propagation = &policyv1.GetPropagationResponse{SidecarCount: 1, AppliedCount: 1}

@@ -14,11 +14,14 @@ function localize(root) {
 }
 
 // Takes the parts of an answer that carry data-part into the page. The field itself is left alone unless the answer changes it.
-function take(html, changesText) {
+// What is typed meanwhile stays, and so does a choice that the page asks for.
+function take(html, before) {
   const answer = new DOMParser().parseFromString(html, "text/html");
   for (const part of answer.querySelectorAll("[data-part]")) {
     localize(part);
-    document.getElementById(part.id)?.replaceWith(document.adoptNode(part));
+    const old = document.getElementById(part.id);
+    if (part.id === "notice" && old?.querySelector("[name=action]")) continue;
+    old?.replaceWith(document.adoptNode(part));
   }
   const field = answer.querySelector("[name=text]"), own = form.elements.text;
   if (own && field) {
@@ -26,7 +29,7 @@ function take(html, changesText) {
       if (field.hasAttribute(name)) own.setAttribute(name, field.getAttribute(name));
       else own.removeAttribute(name);
     }
-    if (changesText) own.value = field.value;
+    if (own.value === before) own.value = field.value;
   }
 }
 
@@ -39,7 +42,7 @@ async function ask(button, action) {
     {method: "POST", body: data, headers: {"Panel-Only": "1"}, redirect: "error"});
   if (!response.ok) throw new Error(response.status);
   const html = await response.text();
-  if (mine === latest) take(html, button?.dataset.inline === "text");
+  if (mine === latest) take(html, button?.dataset.inline === "text" ? data.get("text").replaceAll("\r\n", "\n") : null);
 }
 
 form?.addEventListener("submit", async event => {
@@ -75,7 +78,7 @@ addEventListener("beforeunload", event => {
 
 addEventListener("keydown", event => {
   const close = document.getElementById("close");
-  if (event.key === "Escape" && close && !event.defaultPrevented && !event.isComposing) close.click();
+  if (event.key === "Escape" && close && !event.defaultPrevented && !event.isComposing && event.target.type !== "search") close.click();
 });
 
 // Live until active everywhere, but not for ever.
