@@ -575,7 +575,7 @@ func TestBodies(t *testing.T) {
 func TestStrangersForm(t *testing.T) {
 	w := newWorld(t)
 	handle := func(path string, form url.Values) (status, size int) {
-		r := httptest.NewRequest(http.MethodPost, path, strings.NewReader(form.Encode()))
+		r := httptest.NewRequestWithContext(t.Context(), http.MethodPost, path, strings.NewReader(form.Encode()))
 		r.Header.Set("Content-Type", "application/x-www-form-urlencoded")
 		answer := httptest.NewRecorder()
 		w.handler.ServeHTTP(answer, r)
@@ -594,7 +594,7 @@ func TestStrangersForm(t *testing.T) {
 	var ends []func()
 	for range 2 {
 		body, typing := io.Pipe()
-		r := httptest.NewRequest(http.MethodPost, panelOf(alice), body)
+		r := httptest.NewRequestWithContext(t.Context(), http.MethodPost, panelOf(alice), body)
 		r.ContentLength = -1
 		r.Header.Set("Content-Type", "application/x-www-form-urlencoded")
 		done := make(chan struct{})
