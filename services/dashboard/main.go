@@ -19,6 +19,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/keepalive"
 
 	"github.com/allowednets/allowednets/internal/allow"
@@ -140,6 +141,7 @@ func build(ctx context.Context, cfg config, log *slog.Logger) (_ *process, err e
 	p.closers = append(p.closers, p.login.Close)
 	p.conn, err = grpc.NewClient(cfg.PolicyAddress, grpc.WithTransportCredentials(cfg.credentials), grpc.WithUserAgent("allowednets-dashboard"),
 		grpc.WithDefaultServiceConfig(`{"loadBalancingConfig":[{"round_robin":{}}]}`), grpc.WithDisableServiceConfig(), grpc.WithNoProxy(),
+		grpc.WithConnectParams(reconnect()),
 		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 15 * time.Second, Timeout: 10 * time.Second, PermitWithoutStream: true}),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessage)))
 	if err != nil {
@@ -147,6 +149,14 @@ func build(ctx context.Context, cfg config, log *slog.Logger) (_ *process, err e
 	}
 	p.handler, err = p.pages()
 	return p, err
+}
+
+// reconnect is quicker than the default of up to two minutes, so that a person who tries again finds a service that came back.
+func reconnect() grpc.ConnectParams {
+	return grpc.ConnectParams{
+		Backoff:           backoff.Config{BaseDelay: 100 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: time.Second},
+		MinConnectTimeout: 5 * time.Second,
+	}
 }
 
 // maxMessage bounds an answer of the policy service: a page of 1000 lists with the most entries is below it.
