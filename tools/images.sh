@@ -7,7 +7,7 @@
 #   PLATFORMS     such as linux/amd64,linux/arm64 (the tarball then has both)
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-prefix=${IMAGE_PREFIX:-ghcr.io/allowednets}
+prefix=${IMAGE_PREFIX:-registry.example/allowednets}
 version=${VERSION:-$(sed -n 's/^appVersion: *"\{0,1\}\([^"]*\).*/\1/p' charts/allowednets/Chart.yaml)}
 platforms=${PLATFORMS:-linux/$(go env GOARCH)}
 revision=$(git rev-parse HEAD)
