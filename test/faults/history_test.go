@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/anishathalye/porcupine"
+	"google.golang.org/grpc"
 
 	policyv1 "github.com/allowednets/allowednets/gen/allowednets/policy/v1"
 )
@@ -48,7 +49,8 @@ func linearizable(ops []op) error {
 func audit(ctx context.Context, replica policyv1.PolicyServiceClient, mailbox string) ([]*policyv1.Change, error) {
 	var all []*policyv1.Change
 	for page := ""; ; {
-		resp, err := replica.ListChanges(ctx, &policyv1.ListChangesRequest{Mailbox: mailbox, PageSize: 200, PageToken: page})
+		// The replica may have been restarted a moment ago: its clients connect again only after gRPC's back-off.
+		resp, err := replica.ListChanges(ctx, &policyv1.ListChangesRequest{Mailbox: mailbox, PageSize: 200, PageToken: page}, grpc.WaitForReady(true))
 		if err != nil {
 			return nil, err
 		}
