@@ -88,7 +88,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 
 // domains is a directory in one of its forms.
 type domains interface {
-	Domains(ctx context.Context, only []string) ([]directory.Domain, error)
+	Domains(ctx context.Context, may func(domain string) bool) ([]directory.Domain, error)
 	Mailboxes(ctx context.Context, domain string, q directory.Query) (directory.Page, error)
 	Has(ctx context.Context, m allow.Mailbox) (bool, error)
 }

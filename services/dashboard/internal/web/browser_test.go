@@ -378,6 +378,16 @@ func attr(n *html.Node, name string) string {
 		if a.Key == name {
 			return a.Val
 		}
+// domains returns the names in the list of domains.
+func (p *shownPage) domains() (names []string) {
+	for n := range p.root.Descendants() {
+		if n.Data == "span" && attr(n, "class") == "name" {
+			names = append(names, strings.TrimSpace(content(n)))
+		}
+	}
+	return names
+}
+
 	}
 	return ""
 }

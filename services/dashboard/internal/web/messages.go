@@ -45,6 +45,9 @@ func messages() map[string]message {
 		"domains.restricted":   {"restricted", "beschränkt"},
 		"domains.unrestricted": {"unrestricted", "unbeschränkt"},
 		"domains.none":         {"no mailboxes yet", "noch keine Postfächer"},
+		"domains.search":       {"Search domains", "Domains suchen"},
+		"domains.nothing.text": {"None of your domains matches. Search for a part of its name.", "Keine Ihrer Domains passt dazu. Suchen Sie nach einem Teil des Namens."},
+		"domains.all":          {"Show all domains", "Alle Domains anzeigen"},
 		"domains.empty.title":  {"No domains yet", "Noch keine Domains"},
 		"domains.empty.text":   {"You are logged in, but no domain is assigned to you. Ask your provider to add your domains to your account.", "Sie sind angemeldet, aber Ihnen ist keine Domain zugeordnet. Bitten Sie Ihren Anbieter, Ihre Domains Ihrem Konto zuzuordnen."},
 

@@ -14,6 +14,7 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 	"golang.org/x/net/html"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
@@ -127,6 +128,48 @@ func TestDomains(t *testing.T) {
 		t.Error(diff)
 	}
 	b.get("/domains/example.org?q=nobody").wants(200, "Nichts gefunden")
+}
+
+// TestManyDomains: the list of domains has pages and a search, and counts no more than it shows.
+func TestManyDomains(t *testing.T) {
+	listing, names := "domains:\n  bücher.example: [eva]\n", []string{"xn--bcher-kva.example"}
+	for i := range 250 {
+		names = append(names, fmt.Sprintf("d%03d.example", i))
+		listing += "  " + names[i+1] + ": [info]\n"
+	}
+	slices.Sort(names)
+	w := newWorldWith(t, listing)
+	b := w.browser(operator)
+	for search, parts := range map[string]string{"": "", "D01": "d01", " BÜcher.Example": "xn--bcher-kva.example", "xn--": "xn--", "none": "none"} {
+		want := slices.DeleteFunc(slices.Clone(names), func(name string) bool { return !strings.Contains(name, parts) })
+		var got []string
+		for next := "/domains?q=" + url.QueryEscape(search); next != ""; next = b.seen.link("Next page") {
+			before := w.policy.listed
+			b.get(next).wants(200)
+			shown := b.seen.domains()
+			if asked := w.policy.listed - before; asked != len(shown) || asked > domainsPerPage {
+				t.Errorf("%s: the policy service was asked %d times about %d domains", next, asked, len(shown))
+			}
+			if got = append(got, shown...); len(got) > len(names) {
+				t.Fatalf("%q has no end", search)
+			}
+		}
+		if diff := cmp.Diff(want, got, cmpopts.EquateEmpty()); diff != "" {
+			t.Errorf("%q (-want +got):\n%s", search, diff)
+		}
+	}
+	b.get(b.get("/domains?after=d150.example").link("First page")).wants(200, "d000.example to d099.example")
+	b.submit(b.seen.form("/domains"), "", url.Values{"q": {"<b>"}}).wants(200, "Nothing found", "None of your domains matches")
+	b.get(b.seen.link("Show all domains")).wants(200, "d000.example")
+	if b := newWorld(t).browser(operator); b.seen.form("/domains") != nil || b.seen.link("Next page") != "" {
+		t.Error("a few domains need no search and no pages")
+	}
+	stranger := w.browser(nobody)
+	stranger.get("/domains?q=D01")
+	stranger.submit(stranger.seen.form("/login"), "", url.Values{"user": {operator}, "password": {password}}).wants(200, "d010.example")
+	if stranger.seen.path != "/domains?q=D01" {
+		t.Errorf("the login leads to %s", stranger.seen.path)
+	}
 }
 
 // TestPages walks through all pages of a domain for each filter and search, and compares with a model.
