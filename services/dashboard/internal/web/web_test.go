@@ -414,6 +414,40 @@ func TestUnanswered(t *testing.T) {
 	b.edit("9.9.9.9", "save").wants(200, "Saved")
 }
 
+// TestDirectoryAway: a database that is down may take seconds to say nothing, so that a page asks it once; and nothing typed is lost.
+func TestDirectoryAway(t *testing.T) {
+	w := newWorld(t)
+	b := w.browser(owner)
+	b.get(panelOf(alice))
+	form := b.seen.id("edit")
+	w.lost.away.Store(true)
+	once := func(what string) {
+		t.Helper()
+		if asked := w.lost.asked.Swap(0); asked != 1 {
+			t.Errorf("%s: the directory was asked %d times", what, asked)
+		}
+	}
+	const text = "9.9.9.9,\nhalf a li"
+	for button, title := range map[string]string{actionSave: "Not saved", actionAdd: "The list was not checked"} {
+		b.submit(form, "", url.Values{"action": {button}, "text": {text}}).wants(503, title, "Domains and mailboxes cannot be looked up at the moment")
+		once(button)
+		if b.seen.field() != text {
+			t.Errorf("%s: the field holds %q", button, b.seen.field())
+		}
+	}
+	b.submit(form, "check", url.Values{"client": {"8.8.8.8"}, "text": {text}}).wants(503)
+	once("check")
+	for _, path := range []string{"/domains", "/domains/example.org", panelOf(alice), panelOf(alice) + "/history"} {
+		b.get(path).wants(503, "The directory does not answer")
+		once(path)
+	}
+	w.lost.away.Store(false)
+	b.submit(form, "save", url.Values{"text": {"9.9.9.9"}}).wants(200, "Saved")
+	if w.policy.saves != 1 {
+		t.Errorf("%d saves", w.policy.saves)
+	}
+}
+
 func TestRequestIDReused(t *testing.T) {
 	w := newWorld(t)
 	b := w.browser(owner)
