@@ -571,6 +571,18 @@ func TestExpiredSession(t *testing.T) {
 	}
 }
 
+// TestTypedGoesToAMailbox: after a login the form with what was typed is sent on, password and all, only to the page of a mailbox.
+func TestTypedGoesToAMailbox(t *testing.T) {
+	b := newWorld(t).browser(nobody)
+	b.client.CheckRedirect = func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
+	for next, want := range map[string]int{panelOf(alice): 307, "/": 303, "/domains": 303, "/login": 303, "/logout": 303, "/language": 303} {
+		b.post("/login", url.Values{"user": {owner}, "password": {password}, "text": {"x"}, "next": {next}})
+		if got := b.seen.header.Get("Location"); b.seen.status != want || got != next {
+			t.Errorf("%s: %d to %s, want %d", next, b.seen.status, got, want)
+		}
+	}
+}
+
 func TestMailboxNotInTheDirectory(t *testing.T) {
 	w := newWorld(t)
 	w.policy.put("gone@example.org", "carol", "8.8.8.8")
