@@ -335,7 +335,12 @@ func (p *shownPage) form(action string) *html.Node {
 // link returns where a link with this text, or this label for those who do not see it, leads.
 func (p *shownPage) link(text string) string {
 	n := p.find(func(n *html.Node) bool {
-		return n.Data == "a" && (strings.TrimSpace(content(n)) == text || attr(n, "aria-label") == text)
+		if n.Data != "a" {
+			return false
+		}
+		label := p.id(attr(n, "aria-labelledby"))
+		return strings.TrimSpace(content(n)) == text || attr(n, "aria-label") == text ||
+			label != nil && strings.Join(strings.Fields(content(label)), " ") == text
 	})
 	if n == nil {
 		return ""
@@ -368,6 +373,16 @@ func (p *shownPage) mailboxes() (names []string) {
 		if n.Data == "td" && attr(n, "class") == "name" {
 			name, _, _ := strings.Cut(strings.TrimSpace(content(n)), " ")
 			names = append(names, name)
+		}
+	}
+	return names
+}
+
+// domains returns the names in the list of domains.
+func (p *shownPage) domains() (names []string) {
+	for n := range p.root.Descendants() {
+		if n.Data == "span" && attr(n, "class") == "name" {
+			names = append(names, strings.TrimSpace(content(n)))
 		}
 	}
 	return names
@@ -418,16 +433,6 @@ func attr(n *html.Node, name string) string {
 		if a.Key == name {
 			return a.Val
 		}
-// domains returns the names in the list of domains.
-func (p *shownPage) domains() (names []string) {
-	for n := range p.root.Descendants() {
-		if n.Data == "span" && attr(n, "class") == "name" {
-			names = append(names, strings.TrimSpace(content(n)))
-		}
-	}
-	return names
-}
-
 	}
 	return ""
 }
