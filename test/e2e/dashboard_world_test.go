@@ -84,7 +84,7 @@ func (s *site) needBrowser(t *testing.T) {
 func writePeople(t *testing.T, s *stack.Stack) (directory, users string) {
 	t.Helper()
 	var b strings.Builder
-	b.WriteString("domains:\n  empty.example: []\n  example.org: [alice, bob, sales, carol, dave, erin, office, jürgen, accounts.payable.international")
+	b.WriteString("domains:\n  empty.example: []\n  example.org: [alice, bob, sales, carol, dave, erin, office, jürgen, typing, zone, accounts.payable.international")
 	for i := range 6 {
 		fmt.Fprintf(&b, ", path%[1]d, dave%[1]d, erin%[1]d, jürgen%[1]d", i)
 	}
