@@ -97,7 +97,7 @@ func build(ctx context.Context, cfg config, log *slog.Logger) (_ *process, err e
 			p.close()
 		}
 	}()
-	p.registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	p.registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), cfg.TLSCollector())
 	if p.listener, err = listen(ctx, "--listen", cfg.Listen); err != nil {
 		return nil, err
 	}
