@@ -3,6 +3,7 @@ module github.com/allowednets/allowednets/internal
 go 1.26.0
 
 require (
+	github.com/alecthomas/kong v1.17.0
 	github.com/allowednets/allowednets/gen v0.0.0
 	github.com/gaissmai/bart v0.30.0
 	github.com/prometheus/client_golang v1.25.0

@@ -42,34 +42,14 @@ func main() {
 
 // run is the process. It returns the exit code: 0 after ctx ended, 1 if something broke, 2 if the command line cannot work.
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
-	if len(args) > 0 && args[0] == serve.HealthcheckCommand {
-		return serve.Healthcheck(ctx, ":7491", args[1:], stdout, stderr)
+	command := serve.Command{
+		Name: "allowednets-sidecar", Admin: ":7491", Vars: kong.Vars{"denial_text": check.DefaultDenialText}, Stdout: stdout, Stderr: stderr,
+		Description: "Decides, beside a mail server, which client may reach which mailbox.",
 	}
 	var f flags
-	code := -1
-	parser, err := kong.New(&f,
-		kong.Name("allowednets-sidecar"),
-		kong.Description("Decides, beside a mail server, which client may reach which mailbox. Flags can also be given as ALLOWEDNETS_… in the environment. "+
-			"With healthcheck as the first argument it asks the one that runs on this machine whether it is ready."),
-		kong.Vars{"version": serve.Version(), "denial_text": check.DefaultDenialText},
-		kong.Writers(stdout, stderr),
-		kong.Exit(func(c int) { code = c }),
-	)
-	if err != nil {
-		fmt.Fprintf(stderr, "allowednets-sidecar: %v\n", err) // a struct tag is wrong
-		return 1
-	}
-	_, err = parser.Parse(args)
-	if code >= 0 {
-		return code // --help or --version
-	}
 	var cfg config
-	if err == nil {
-		cfg, err = f.resolve()
-	}
-	if err != nil {
-		fmt.Fprintf(stderr, "allowednets-sidecar: %v\n", err)
-		return 2
+	if code, done := command.Parse(ctx, args, &f, func() (err error) { cfg, err = f.resolve(); return err }); done {
+		return code
 	}
 	log := cfg.Logger(stderr)
 	p, err := build(ctx, cfg, log)

@@ -43,33 +43,14 @@ func main() {
 
 // run is the process. It returns the exit code: 0 after ctx ended, 1 if something broke, 2 if the command line cannot work.
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
-	if len(args) > 0 && args[0] == serve.HealthcheckCommand {
-		return serve.Healthcheck(ctx, ":7492", args[1:], stdout, stderr)
+	command := serve.Command{
+		Name: "allowednets-dashboard", Admin: ":7492", Vars: kong.Vars{"callback": login.CallbackPath}, Stdout: stdout, Stderr: stderr,
+		Description: "Shows the administrators of domains their mailboxes and lets them edit the allowed nets. 'allowednets-dashboard hash-password' makes a hash for the file of users.",
 	}
 	var f flags
-	code := -1
-	parser, err := kong.New(&f,
-		kong.Name("allowednets-dashboard"),
-		kong.Description("Shows the administrators of domains their mailboxes and lets them edit the allowed nets. Flags can also be given as ALLOWEDNETS_… in the environment. 'allowednets-dashboard hash-password' makes a hash for the file of users; with healthcheck as the first argument it asks the one that runs on this machine whether it is ready."),
-		kong.Vars{"version": serve.Version(), "callback": login.CallbackPath},
-		kong.Writers(stdout, stderr),
-		kong.Exit(func(c int) { code = c }),
-	)
-	if err != nil {
-		fmt.Fprintf(stderr, "allowednets-dashboard: %v\n", err) // a struct tag is wrong
-		return 1
-	}
-	_, err = parser.Parse(args)
-	if code >= 0 {
-		return code // --help or --version
-	}
 	var cfg config
-	if err == nil {
-		cfg, err = f.resolve()
-	}
-	if err != nil {
-		fmt.Fprintf(stderr, "allowednets-dashboard: %v\n", err)
-		return 2
+	if code, done := command.Parse(ctx, args, &f, func() (err error) { cfg, err = f.resolve(); return err }); done {
+		return code
 	}
 	log := cfg.Logger(stderr)
 	p, err := build(ctx, cfg, log)
@@ -88,7 +69,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 
 // domains is a directory in one of its forms.
 type domains interface {
-	Domains(ctx context.Context, only []string) ([]directory.Domain, error)
+	Domains(ctx context.Context, may func(domain string) bool) ([]directory.Domain, error)
 	Mailboxes(ctx context.Context, domain string, q directory.Query) (directory.Page, error)
 	Has(ctx context.Context, m allow.Mailbox) (bool, error)
 }
@@ -116,7 +97,7 @@ func build(ctx context.Context, cfg config, log *slog.Logger) (_ *process, err e
 			p.close()
 		}
 	}()
-	p.registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	p.registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), cfg.TLSCollector())
 	if p.listener, err = listen(ctx, "--listen", cfg.Listen); err != nil {
 		return nil, err
 	}

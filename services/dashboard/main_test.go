@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"net/http"
 	"os"
@@ -17,9 +18,11 @@ import (
 	"time"
 
 	"github.com/alecthomas/kong"
+	"github.com/prometheus/client_golang/prometheus/testutil"
 	"go.uber.org/goleak"
 
 	"github.com/allowednets/allowednets/internal/serve"
+	"github.com/allowednets/allowednets/internal/serve/servetest"
 	"github.com/allowednets/allowednets/services/dashboard/internal/login"
 )
 
@@ -285,5 +288,32 @@ func TestHashPassword(t *testing.T) {
 		if code := hashPassword([]string{arg}, strings.NewReader(""), &stdout, &stderr); code != want || !strings.Contains(stderr.String(), "Usage") {
 			t.Errorf("%s: %d\n%s", arg, code, stderr.String())
 		}
+	}
+}
+
+// TestCertificateMetrics: whoever looks after the dashboard sees when its certificate expires.
+func TestCertificateMetrics(t *testing.T) {
+	authority := servetest.NewAuthority(t)
+	files := authority.Flags(authority.Named("dashboard"))
+	var f flags
+	parser, err := kong.New(&f, kong.Vars{"callback": login.CallbackPath})
+	if err != nil {
+		t.Fatal(err)
+	}
+	args := append(plain(t), "--insecure-plaintext=false", "--tls-cert-file="+files.TLSCertFile, "--tls-key-file="+files.TLSKeyFile, "--tls-ca-file="+files.TLSCAFile)
+	if _, err := parser.Parse(args); err != nil {
+		t.Fatal(err)
+	}
+	cfg, err := f.resolve()
+	if err != nil {
+		t.Fatal(err)
+	}
+	p, err := build(t.Context(), cfg, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.close()
+	if n, err := testutil.GatherAndCount(p.registry, "allowednets_tls_files_usable", "allowednets_tls_certificate_expiry_timestamp_seconds"); n != 2 || err != nil {
+		t.Errorf("%d metrics, %v", n, err)
 	}
 }

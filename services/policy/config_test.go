@@ -197,7 +197,7 @@ func cannotWork(t *testing.T, args []string, want string) string {
 	cancel() // were it to start, it would stop at once
 	code := run(ctx, args, &stdout, &stderr)
 	said := stderr.String()
-	if code != exitUsage || stdout.Len() > 0 || !strings.HasPrefix(said, "allowednets-policy: ") || !strings.Contains(said, want) ||
+	if code != serve.ExitUsage || stdout.Len() > 0 || !strings.HasPrefix(said, "allowednets-policy: ") || !strings.Contains(said, want) ||
 		strings.Count(said, "\n") != 1 {
 		t.Errorf("code %d, output %q, want one sentence with %q:\n%s", code, stdout.String(), want, said)
 	}

@@ -14,7 +14,6 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/alecthomas/kong"
 	"github.com/google/uuid"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
@@ -30,12 +29,6 @@ import (
 	"github.com/allowednets/allowednets/services/policy/internal/store"
 )
 
-// Exit codes: 1 it failed while running, 2 it was called wrongly.
-const (
-	exitFailed = 1
-	exitUsage  = 2
-)
-
 // maxConnectionAge makes callers look up the service's name now and then, so that they find new replicas.
 const maxConnectionAge = 30 * time.Minute
 
@@ -48,40 +41,20 @@ func main() {
 
 // run is the process. It returns the exit code: 0 after ctx ended, 1 if something broke, 2 if the command line cannot work.
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
-	if len(args) > 0 && args[0] == serve.HealthcheckCommand {
-		return serve.Healthcheck(ctx, ":7490", args[1:], stdout, stderr)
+	command := serve.Command{
+		Name: "allowednets-policy", Admin: ":7490", Stdout: stdout, Stderr: stderr,
+		Description: "Keeps the lists of allowed nets and streams them to the sidecars.",
 	}
 	var f flags
-	code := -1
-	parser, err := kong.New(&f,
-		kong.Name("allowednets-policy"),
-		kong.Description("Keeps the lists of allowed nets and streams them to the sidecars. Flags can also be given as ALLOWEDNETS_… in the environment. "+
-			"With healthcheck as the first argument it asks the one that runs on this machine whether it is ready."),
-		kong.Vars{"version": serve.Version()},
-		kong.Writers(stdout, stderr),
-		kong.Exit(func(c int) { code = c }),
-	)
-	if err != nil {
-		fmt.Fprintf(stderr, "allowednets-policy: %v\n", err) // a struct tag is wrong
-		return exitFailed
-	}
-	_, err = parser.Parse(args)
-	if code >= 0 {
-		return code // --help
-	}
 	var cfg config
-	if err == nil {
-		cfg, err = f.resolve()
-	}
-	if err != nil {
-		fmt.Fprintf(stderr, "allowednets-policy: %v\n", err)
-		return exitUsage
+	if code, done := command.Parse(ctx, args, &f, func() (err error) { cfg, err = f.resolve(); return err }); done {
+		return code
 	}
 	log := cfg.Logger(stderr)
-	err = newProcess(cfg, log).run(ctx)
+	err := newProcess(cfg, log).run(ctx)
 	if err != nil && !(ctx.Err() != nil && interrupted(err)) {
 		log.ErrorContext(ctx, "the policy service stops", "error", err)
-		return exitFailed
+		return serve.ExitFailed
 	}
 	log.InfoContext(ctx, "the policy service stopped")
 	return 0

@@ -26,6 +26,7 @@ import (
 
 	feedv1 "github.com/allowednets/allowednets/gen/allowednets/feed/v1"
 	policyv1 "github.com/allowednets/allowednets/gen/allowednets/policy/v1"
+	"github.com/allowednets/allowednets/internal/serve"
 )
 
 // asProgram makes the test binary the program itself, for tests that need a process of its own.
@@ -190,7 +191,7 @@ func (s *service) wait(how func(code int)) {
 func (s *service) fails() string {
 	s.t.Helper()
 	s.wait(func(code int) {
-		if code != exitFailed {
+		if code != serve.ExitFailed {
 			s.t.Errorf("it ended with code %d", code)
 		}
 	})
@@ -507,7 +508,7 @@ func TestProcess(t *testing.T) {
 	t.Run("called wrongly", func(t *testing.T) {
 		p := startProgram(t, "--data-dir="+dir)
 		p.wait(func(code int) {
-			if code != exitUsage {
+			if code != serve.ExitUsage {
 				t.Errorf("code %d", code)
 			}
 		})

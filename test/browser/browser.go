@@ -75,6 +75,8 @@ type Person struct {
 	Width, Height int64
 	Dark          bool
 	NoScript      bool
+	// Zone is the time zone by its IANA name; that of the machine if empty.
+	Zone string
 }
 
 // Page opens an empty page that shares nothing with other pages, cookies included. The caller calls closePage. Actions run with
@@ -99,6 +101,7 @@ func (b *Browser) Page(p Person) (page context.Context, closePage func(), err er
 			{Name: "prefers-color-scheme", Value: scheme}, {Name: "prefers-reduced-motion", Value: "reduce"},
 		}}),
 		call(emulation.SetScriptExecutionDisabled, emulation.SetScriptExecutionDisabledParams{Value: p.NoScript}),
+		call(emulation.SetTimezoneOverride, emulation.SetTimezoneOverrideParams{TimezoneID: p.Zone}),
 		call(network.Enable, network.EnableParams{}),
 		call(network.SetExtraHTTPHeaders, network.SetExtraHTTPHeadersParams{Headers: network.Headers{"Accept-Language": p.Language}}),
 	}

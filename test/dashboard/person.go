@@ -16,6 +16,7 @@ import (
 	"github.com/chromedp/cdproto/cdp"
 	"github.com/chromedp/cdproto/dom"
 	"github.com/chromedp/cdproto/emulation"
+	"github.com/chromedp/cdproto/fetch"
 	"github.com/chromedp/cdproto/input"
 	"github.com/chromedp/cdproto/log"
 	"github.com/chromedp/cdproto/network"
@@ -56,7 +57,8 @@ type Person struct {
 	url  string
 
 	mu    sync.Mutex
-	wrong []string // what the browser complained of
+	wrong []string          // what the browser complained of
+	held  []fetch.RequestID // answers that the browser got and the page did not
 }
 
 // Visit opens a browser for somebody; leave closes it.
@@ -95,6 +97,10 @@ func (p *Person) hear(event any) {
 	switch e := event.(type) {
 	case *page.EventJavascriptDialogOpening:
 		go func() { _ = does(p.page, page.HandleJavaScriptDialog, page.HandleJavaScriptDialogParams{Accept: true}) }()
+	case *fetch.EventRequestPaused:
+		p.mu.Lock()
+		p.held = append(p.held, e.RequestID)
+		p.mu.Unlock()
 	case *runtime.EventExceptionThrown:
 		complaint = e.ExceptionDetails.Text
 	case *log.EventEntryAdded:
@@ -126,6 +132,38 @@ func (p *Person) Go(path string) error {
 		return fmt.Errorf("going to %s: %w", path, err)
 	}
 	return nil
+}
+
+// Hold keeps answers from the script until release, which waits for one and for what the script makes of it.
+func (p *Person) Hold() (release func() error, err error) {
+	const fetched = `performance.getEntriesByType("resource").filter(e => e.initiatorType === "fetch").length`
+	before, countErr := chromedp.Run(p.page, chromedp.Evaluate[int](fetched))
+	enableErr := does(p.page, fetch.Enable, fetch.EnableParams{Patterns: []*fetch.RequestPattern{
+		{ResourceType: network.ResourceTypeFetch, RequestStage: fetch.RequestStageResponse}, {ResourceType: network.ResourceTypeXHR, RequestStage: fetch.RequestStageResponse},
+	}})
+	return func() error {
+		var held []fetch.RequestID
+		err := p.until(func(context.Context) error {
+			p.mu.Lock()
+			defer p.mu.Unlock()
+			if held, p.held = p.held, nil; held == nil {
+				return errors.New("no answer was held")
+			}
+			return nil
+		})
+		for _, id := range held {
+			err = errors.Join(err, does(p.page, fetch.ContinueRequest, fetch.ContinueRequestParams{RequestID: id}))
+		}
+		err = errors.Join(err, does(p.page, fetch.Disable, cdp.Empty{}), p.until(func(ctx context.Context) error {
+			now, err := chromedp.Run(ctx, chromedp.Evaluate[int](fetched))
+			if err == nil && now == before {
+				err = errors.New("the answer did not arrive")
+			}
+			return err
+		}))
+		_, idleErr := chromedp.Run(p.page, chromedp.Evaluate[bool](`new Promise(done => requestIdleCallback(() => done(true), {timeout: 1000}))`, chromedp.EvalAwaitPromise))
+		return errors.Join(err, idleErr)
+	}, errors.Join(countErr, enableErr)
 }
 
 // EndSession logs out behind the back of the page.

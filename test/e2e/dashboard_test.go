@@ -13,6 +13,8 @@ func TestDashboard(t *testing.T) {
 	s.needBrowser(t)
 	t.Run("path", func(t *testing.T) { walkPath(t, s) })
 	t.Run("tour", func(t *testing.T) { tour(t, s) })
+	t.Run("script", func(t *testing.T) { scripted(t, s) })
+	t.Run("openid", func(t *testing.T) { logInElsewhere(t, s) })
 	t.Run("pictures", func(t *testing.T) { pictures(t, s) })
 	t.Run("mail", func(t *testing.T) { obeyed(t, s) })
 	t.Run("outages", func(t *testing.T) { outages(t, s) })

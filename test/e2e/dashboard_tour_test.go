@@ -161,6 +161,12 @@ func (v *visitor) audit() {
 	v.logIn(hundred)
 	v.must(v.Await("heading", v.say("No domains yet", "Noch keine Domains")))
 	v.look("29-domains-empty")
+	v.must(v.EndSession(), v.Go("/"))
+	v.logIn(hugo)
+	v.must(v.Follow("link", v.say("Next page", "Nächste Seite")), v.Await("link", v.say("First page", "Erste Seite")))
+	v.look("35-domains-many")
+	v.must(v.Type(v.say("Search domains", "Domains suchen"), "2999"), v.Follow("button", v.say("Search", "Suchen")))
+	v.must(v.Follow("link", "hosted2999.example…"), v.Await("heading", "hosted2999.example"))
 }
 
 // outages is what the screens show when a server stands still or the policy service is away.

@@ -66,6 +66,12 @@ func TestDashboardWeight(t *testing.T) {
 		took := c.median(path)
 		t.Logf("%8s  %5.1f times a static file  %s", took.Round(100*time.Microsecond), float64(took)/float64(base), path)
 	}
+	all := s.session(t, inside)
+	all.logIn(hugo)
+	for _, path := range []string{"/domains", "/domains?q=99"} {
+		took := all.median(path)
+		t.Logf("%8s  %5.1f times a static file  %s of %d domains", took.Round(100*time.Microsecond), float64(took)/float64(base), path, hosted)
+	}
 }
 
 // weigh returns what a path weighs on the wire, headers aside.

@@ -26,9 +26,11 @@ const (
 	nobody  = "auditor@example.net" // auditor of example.net alone
 	hundred = "hundred@example.org" // administrator of no domain that exists
 	marie   = "marie@example.com"   // administrator of example.com
+	hugo    = "hugo@example.org"    // administrator of everything
 
 	dashboardPassword = "correct horse battery"
 	crowd             = 50_000 // mailboxes of crowd.example
+	hosted            = 3_000  // domains of nobody but hugo
 )
 
 // site is everything running, with a dashboard.
@@ -82,13 +84,16 @@ func (s *site) needBrowser(t *testing.T) {
 func writePeople(t *testing.T, s *stack.Stack) (directory, users string) {
 	t.Helper()
 	var b strings.Builder
-	b.WriteString("domains:\n  empty.example: []\n  example.org: [alice, bob, sales, carol, dave, erin, office, jürgen, accounts.payable.international")
+	b.WriteString("domains:\n  empty.example: []\n  example.org: [alice, bob, sales, carol, dave, erin, office, jürgen, typing, zone, accounts.payable.international")
 	for i := range 6 {
 		fmt.Fprintf(&b, ", path%[1]d, dave%[1]d, erin%[1]d, jürgen%[1]d", i)
 	}
 	b.WriteString("]\n  example.com: [accounting, alice, ben, carla, info, jobs, office, reception, support, warehouse]\n  example.net: [nora]\n  crowd.example:\n")
 	for i := range crowd {
 		fmt.Fprintf(&b, "    - person.%05d\n", i)
+	}
+	for i := range hosted {
+		fmt.Fprintf(&b, "  hosted%04d.example: [info, office]\n", i)
 	}
 	hash := exec.CommandContext(within(t, startWithin), s.Bin("allowednets-dashboard"), "hash-password")
 	hash.Stdin = strings.NewReader(dashboardPassword + "\n")
@@ -102,6 +107,7 @@ func writePeople(t *testing.T, s *stack.Stack) (directory, users string) {
 		{anna, "administrator: [example.org, empty.example, crowd.example]"}, {bert, "administrator: [example.org, empty.example, crowd.example]"},
 		{otto, "auditor: [example.org]"}, {nina, "administrator: [example.net]"}, {nobody, "auditor: [example.net]"},
 		{hundred, "administrator: [none.example]"}, {marie, "administrator: [example.com]"},
+		{hugo, "administrator: ['*']"},
 	} {
 		fmt.Fprintf(&u, "  - name: %s\n    password: %s\n    %s\n", user.name, strings.TrimSpace(string(out)), user.rights)
 	}

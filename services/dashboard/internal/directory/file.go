@@ -34,12 +34,12 @@ func OpenFile(w *livefile.Watcher, path string) (*File, error) {
 	return &File{file: file}, nil
 }
 
-// Domains returns the domains, ordered by name: those of only that exist, or all if only is nil.
-func (f *File) Domains(_ context.Context, only []string) ([]Domain, error) {
+// Domains returns the domains that somebody may see, ordered by name.
+func (f *File) Domains(_ context.Context, may func(domain string) bool) ([]Domain, error) {
 	table := f.file.Get()
 	found := []Domain{}
 	for name, mailboxes := range table {
-		if only == nil || slices.Contains(only, name) {
+		if may(name) {
 			found = append(found, Domain{Name: name, Mailboxes: len(mailboxes)})
 		}
 	}

@@ -212,15 +212,15 @@ func each(rows *sql.Rows, err error, scan func(*sql.Rows) error) error {
 	return rows.Err()
 }
 
-// Domains returns the domains, ordered by name: those of only that exist, or all if only is nil.
-func (s *SQL) Domains(ctx context.Context, only []string) ([]Domain, error) {
+// Domains returns the domains that somebody may see, ordered by name.
+func (s *SQL) Domains(ctx context.Context, may func(domain string) bool) ([]Domain, error) {
 	rows, err := s.readDomains(ctx, keep)
 	if err != nil {
 		return nil, err
 	}
 	found := []Domain{}
 	for name, row := range rows {
-		if only == nil || slices.Contains(only, name) {
+		if may(name) {
 			found = append(found, Domain{Name: name, Mailboxes: row.mailboxes})
 		}
 	}

@@ -40,14 +40,3 @@ func (u User) May(a Action, domain string) bool {
 	}
 	return false
 }
-
-// Domains returns the domains that the user may view, sorted; all is true if it is every domain there is. It is for asking
-// the directory; what is shown or changed is still decided by [User.May].
-func (u User) Domains() (names []string, all bool) {
-	names = slices.Concat(u.rights.Administrator, u.rights.Auditor)
-	if slices.Contains(names, All) {
-		return nil, true
-	}
-	slices.Sort(names)
-	return slices.Compact(names), false
-}

@@ -156,7 +156,8 @@ func (s *site) routes() http.Handler {
 			return
 		}
 		actor := s.login.Actor(r)
-		names, all := u.Domains()
+		all := u.May(login.View, "elsewhere.example")
+		names := slices.DeleteFunc([]string{"example.net", "example.org"}, func(domain string) bool { return all || !u.May(login.View, domain) })
 		fmt.Fprintf(w, "%s %s %q %v", actor.GetId(), actor.GetAddress(), names, all)
 	})
 	return mux

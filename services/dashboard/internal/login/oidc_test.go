@@ -247,11 +247,21 @@ func TestOIDC(t *testing.T) {
 	if got := b.sees(); got != `eva@example.org 198.51.100.9 ["example.net"] false` {
 		t.Errorf("with other rights sees %q", got)
 	}
+	// A local user gets the same name: from then on the name is theirs alone.
+	write(t, path, roles)
+	write(t, s.users, users()+fmt.Sprintf("- {name: EVA@example.org, password: %q, auditor: [example.net]}\n", hashed()["battery staple"]))
+	if got := b.sees(); got != "nobody" {
+		t.Errorf("with the name of a local user sees %q", got)
+	}
+	write(t, s.users, users())
+	if resp, body := b.do(http.MethodGet, p.logIn(b.start("/"), "eva"), nil); resp.StatusCode != http.StatusSeeOther || b.sees() != evaSees {
+		t.Fatalf("%s: %s; sees %q", resp.Status, body, b.sees())
+	}
 	write(t, path, strings.Replace(roles, "mail-admins", "mail-chiefs", 1))
 	if got := b.sees(); got != "nobody" {
 		t.Errorf("without rights sees %q", got)
 	}
-	if got := s.gathered(); !strings.Contains(got, `allowednets_dashboard_logins_total{result="ok",way="oidc"} 1`) {
+	if got := s.gathered(); !strings.Contains(got, `allowednets_dashboard_logins_total{result="ok",way="oidc"} 2`) {
 		t.Errorf("metrics:\n%s", got)
 	}
 	if got := s.log.String(); strings.Contains(got, "s3cr") || strings.Contains(got, q.Get("state")) {

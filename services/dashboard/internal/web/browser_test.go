@@ -17,6 +17,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -28,6 +29,7 @@ import (
 	"google.golang.org/grpc/test/bufconn"
 
 	policyv1 "github.com/allowednets/allowednets/gen/allowednets/policy/v1"
+	"github.com/allowednets/allowednets/internal/allow"
 	"github.com/allowednets/allowednets/services/dashboard/internal/directory"
 	"github.com/allowednets/allowednets/services/dashboard/internal/livefile"
 	"github.com/allowednets/allowednets/services/dashboard/internal/login"
@@ -60,6 +62,7 @@ const sampleDirectory = `domains:
 type world struct {
 	t        *testing.T
 	policy   *fakePolicy
+	lost     *lostDirectory
 	registry *prometheus.Registry
 	url      string
 	handler  http.Handler
@@ -105,6 +108,7 @@ func newWorldWith(t *testing.T, mailboxes string) *world {
 	if err != nil {
 		t.Fatal(err)
 	}
+	w.lost = &lostDirectory{Directory: directoryFile}
 	logins, err := login.New(login.Config{
 		Files: files, UsersFile: file(t, "users.yaml", users), Idle: time.Hour, Lifetime: time.Hour, Log: log, Metrics: w.registry,
 	})
@@ -113,7 +117,7 @@ func newWorldWith(t *testing.T, mailboxes string) *world {
 	}
 	t.Cleanup(logins.Close)
 	w.handler, err = New(Config{
-		Login: logins, Directory: directoryFile, Policy: policyv1.NewPolicyServiceClient(conn), Log: log, Metrics: w.registry,
+		Login: logins, Directory: w.lost, Policy: policyv1.NewPolicyServiceClient(conn), Log: log, Metrics: w.registry,
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -122,6 +126,42 @@ func newWorldWith(t *testing.T, mailboxes string) *world {
 	t.Cleanup(web.Close)
 	w.url = web.URL
 	return w
+}
+
+// lostDirectory is a directory that may be away.
+type lostDirectory struct {
+	Directory
+	away  atomic.Bool
+	asked atomic.Int32 // while it was away
+}
+
+func (d *lostDirectory) err() error {
+	if !d.away.Load() {
+		return nil
+	}
+	d.asked.Add(1)
+	return directory.ErrUnavailable
+}
+
+func (d *lostDirectory) Domains(ctx context.Context, may func(string) bool) ([]directory.Domain, error) {
+	if err := d.err(); err != nil {
+		return nil, err
+	}
+	return d.Directory.Domains(ctx, may)
+}
+
+func (d *lostDirectory) Mailboxes(ctx context.Context, domain string, q directory.Query) (directory.Page, error) {
+	if err := d.err(); err != nil {
+		return directory.Page{}, err
+	}
+	return d.Directory.Mailboxes(ctx, domain, q)
+}
+
+func (d *lostDirectory) Has(ctx context.Context, m allow.Mailbox) (bool, error) {
+	if err := d.err(); err != nil {
+		return false, err
+	}
+	return d.Directory.Has(ctx, m)
 }
 
 func file(t *testing.T, name, content string) string {
@@ -295,7 +335,12 @@ func (p *shownPage) form(action string) *html.Node {
 // link returns where a link with this text, or this label for those who do not see it, leads.
 func (p *shownPage) link(text string) string {
 	n := p.find(func(n *html.Node) bool {
-		return n.Data == "a" && (strings.TrimSpace(content(n)) == text || attr(n, "aria-label") == text)
+		if n.Data != "a" {
+			return false
+		}
+		label := p.id(attr(n, "aria-labelledby"))
+		return strings.TrimSpace(content(n)) == text || attr(n, "aria-label") == text ||
+			label != nil && strings.Join(strings.Fields(content(label)), " ") == text
 	})
 	if n == nil {
 		return ""
@@ -328,6 +373,16 @@ func (p *shownPage) mailboxes() (names []string) {
 		if n.Data == "td" && attr(n, "class") == "name" {
 			name, _, _ := strings.Cut(strings.TrimSpace(content(n)), " ")
 			names = append(names, name)
+		}
+	}
+	return names
+}
+
+// domains returns the names in the list of domains.
+func (p *shownPage) domains() (names []string) {
+	for n := range p.root.Descendants() {
+		if n.Data == "span" && attr(n, "class") == "name" {
+			names = append(names, strings.TrimSpace(content(n)))
 		}
 	}
 	return names

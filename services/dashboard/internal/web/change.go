@@ -15,6 +15,7 @@ import (
 	decisionv1 "github.com/allowednets/allowednets/gen/allowednets/decision/v1"
 	policyv1 "github.com/allowednets/allowednets/gen/allowednets/policy/v1"
 	"github.com/allowednets/allowednets/internal/rpcerr"
+	"github.com/allowednets/allowednets/services/dashboard/internal/directory"
 )
 
 // What the buttons of the panel ask for. A fix asks for [actionFix] with what to put where in the query behind it.
@@ -208,19 +209,21 @@ func (s *site) versions(r *http.Request, p *panel) (theirs, yours []netLine) {
 func (s *site) renderFailure(w http.ResponseWriter, r *http.Request, at place, p *panel, err error, attempted bool) error {
 	v := s.view(r)
 	why := problemOf(err)
-	p.Focus, p.Notice = "notice", &notice{Kind: "bad", Title: v.text("refused.title"), Text: v.text(why.key + ".text")}
-	switch action, _, _ := strings.Cut(r.PostForm.Get("action"), "?"); {
-	case !unanswered(err):
-		s.cfg.Log.WarnContext(r.Context(), "a save was refused", "error", err)
-	case attempted:
-		p.silent = err
-		p.Notice.Title, p.Notice.Text = v.text("unanswered.title"), v.text("unanswered.text")
-	case action == actionSave || action == actionLift:
-		p.silent = err
-		p.Notice.Text = v.text("down.text")
-	default:
-		p.silent = err
-		p.Notice.Title, p.Notice.Text = v.text("down.title"), v.text("down.text")
+	title, text := v.text("down.title"), v.text(why.key+".text")
+	if action, _, _ := strings.Cut(r.PostForm.Get("action"), "?"); action == actionSave || action == actionLift {
+		title = v.text("refused.title")
 	}
+	if !unanswered(err) {
+		s.cfg.Log.WarnContext(r.Context(), "a form was not carried out", "error", err)
+	}
+	switch {
+	case errors.Is(err, directory.ErrUnavailable):
+		p.silent = err
+	case unanswered(err) && attempted:
+		p.silent, title, text = err, v.text("unanswered.title"), v.text("unanswered.text")
+	case unanswered(err):
+		p.silent, text = err, v.text("down.text")
+	}
+	p.Focus, p.Notice = "notice", &notice{Kind: "bad", Title: title, Text: text}
 	return s.renderPanel(w, r, why.status, at, p)
 }

@@ -79,7 +79,7 @@ func (s *site) renderDomain(w http.ResponseWriter, r *http.Request, status int, 
 
 func (s *site) fillDomain(r *http.Request, data *domainPage, at place, state listState) error {
 	v := s.view(r)
-	domains, err := s.cfg.Directory.Domains(r.Context(), []string{at.domain})
+	domains, err := s.cfg.Directory.Domains(r.Context(), func(domain string) bool { return domain == at.domain })
 	if err != nil {
 		return err
 	}

@@ -13,8 +13,11 @@ import (
 	"github.com/allowednets/allowednets/services/dashboard/internal/login"
 )
 
-// countsAtOnce is how many domains are counted at the same time.
-const countsAtOnce = 8
+const (
+	domainsPerPage = 100
+	// countsAtOnce is how many domains are counted at the same time.
+	countsAtOnce = 8
+)
 
 // census is how many mailboxes of a domain have a list and how many have none.
 type census struct{ Mailboxes, Restricted, Unrestricted int }
@@ -52,32 +55,55 @@ type domainItem struct {
 	census
 }
 
+// domainsPage is a page of the domains that somebody may see.
+type domainsPage struct {
+	Domains            []domainItem
+	Search             string
+	Many               bool // more than a page of them
+	Range, First, Next string
+}
+
+// showDomains counts only what it shows: each count is a call of the policy service.
 func (s *site) showDomains(w http.ResponseWriter, r *http.Request) error {
 	user, _ := login.UserOf(r.Context())
-	names, all := user.Domains()
-	if all {
-		names = nil
-	} else if names == nil {
-		names = []string{}
-	}
-	domains, err := s.cfg.Directory.Domains(r.Context(), names)
+	domains, err := s.cfg.Directory.Domains(r.Context(), func(domain string) bool { return user.May(login.View, domain) })
 	if err != nil {
 		return err
 	}
-	domains = slices.DeleteFunc(domains, func(d directory.Domain) bool { return !user.May(login.View, d.Name) })
-	items := make([]domainItem, len(domains))
+	data := domainsPage{Search: readSearch(r.URL.Query()), Many: len(domains) > domainsPerPage}
+	search, after := domainSearch(data.Search), r.URL.Query().Get("after")
+	domains = slices.DeleteFunc(domains, func(d directory.Domain) bool { return d.Name <= after || !strings.Contains(d.Name, search) })
+	if len(domains) > domainsPerPage {
+		domains = domains[:domainsPerPage]
+		data.Next = domainsURL(data.Search, domains[domainsPerPage-1].Name)
+	}
+	if after != "" {
+		data.First = domainsURL(data.Search, "")
+	}
+	if len(domains) > 0 {
+		data.Range = s.view(r).text("domain.range", domains[0].Name, domains[len(domains)-1].Name)
+	}
+	data.Domains = make([]domainItem, len(domains))
 	group, ctx := errgroup.WithContext(r.Context())
 	group.SetLimit(countsAtOnce)
 	for i, d := range domains {
 		group.Go(func() error {
 			count, err := s.census(ctx, d.Name, d.Mailboxes)
-			items[i] = domainItem{Name: d.Name, URL: domainURL(d.Name, listState{}), census: count}
+			data.Domains[i] = domainItem{Name: d.Name, URL: domainURL(d.Name, listState{}), census: count}
 			return err
 		})
 	}
 	if err := group.Wait(); err != nil {
 		return err
 	}
-	v := s.view(r)
-	return s.render(w, r, http.StatusOK, "domains", page{Title: v.text("domains.title"), View: struct{ Domains []domainItem }{items}})
+	return s.render(w, r, http.StatusOK, "domains", page{Title: s.view(r).text("domains.title"), View: data})
+}
+
+// domainSearch is what to look for in canonical names. A whole label may be spelled as people do.
+func domainSearch(typed string) string {
+	typed = strings.ToLower(strings.TrimSpace(typed))
+	if canonical, err := allow.ParseDomain(typed); err == nil {
+		return canonical
+	}
+	return typed
 }

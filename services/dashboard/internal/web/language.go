@@ -89,7 +89,7 @@ func (w words) clock(t time.Time) string {
 // timed is text about a time: the last of the values in it, which are strings. The script shows it in the reader's zone.
 func (w words) timed(key string, at time.Time, values ...any) template.HTML {
 	const mark = "\x1a" // what no value has
-	text := html.EscapeString(w.text(key, append(values, w.text("conflict.at", mark))...))
+	text := html.EscapeString(w.text(key, append(values, mark)...))
 	element := fmt.Sprintf(`<time datetime="%s">%s</time>`, at.UTC().Format(time.RFC3339), html.EscapeString(w.clock(at)))
 	return template.HTML(strings.Replace(text, mark, element, 1)) //nolint:gosec // escaped here
 }

@@ -62,7 +62,7 @@ func (s *site) askLogin(w http.ResponseWriter, r *http.Request) {
 		w.WriteHeader(http.StatusUnauthorized)
 	case r.Method == http.MethodGet || r.Method == http.MethodHead:
 		target := "/login"
-		if r.URL.Path != "/domains" {
+		if r.URL.RequestURI() != "/domains" {
 			target += "?" + url.Values{"next": {r.URL.RequestURI()}}.Encode()
 		}
 		redirect(w, r, http.StatusSeeOther, target)

@@ -122,7 +122,7 @@ func usedKeys(t *testing.T) map[string]bool {
 	t.Helper()
 	used := make(map[string]bool)
 	files := must(filepath.Glob("templates/*.html"))
-	inTemplates := regexp.MustCompile(`\(?\b(?:t|tn) "([^"]+)"`)
+	inTemplates := regexp.MustCompile(`\(?\b(?:t|tn|timed) "([^"]+)"`)
 	all := messages()
 	inCode := regexp.MustCompile(`(?:text|plural|timed)\("([a-z-]+(?:\.[a-z-]+)*)"|key(?:: |\s*=\s*| := )"([a-z.-]+)"|"(domain\.[a-z]+)"`)
 	for _, path := range append(files, must(filepath.Glob("*.go"))...) {

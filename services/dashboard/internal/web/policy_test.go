@@ -34,6 +34,7 @@ type fakePolicy struct {
 	down, deaf  bool // it answers nothing; it acts and then answers nothing
 	propagation *policyv1.GetPropagationResponse
 	saves       int
+	listed      int  // pages of lists that were asked for
 	asked       int  // while it is down
 	frozen      bool // it answers no save
 }
@@ -196,6 +197,7 @@ func (f *fakePolicy) ListAllowedNets(_ context.Context, req *policyv1.ListAllowe
 	if f.down {
 		return nil, errDown
 	}
+	f.listed++
 	var names []string
 	for name := range f.changes {
 		if strings.HasSuffix(name, "@"+req.GetDomain()) && len(f.current(name).GetNets()) > 0 {

@@ -38,7 +38,7 @@ func newViews(files assets) (map[string]*view, error) {
 		w := words{tag: tag, texts: texts}
 		v := &view{words: w, pages: make(map[string]*template.Template)}
 		functions := template.FuncMap{
-			"t": w.text, "tn": w.plural, "number": w.number, "clock": w.clock, "nets": netView, "mailbox": breakable,
+			"t": w.text, "tn": w.plural, "number": w.number, "clock": w.clock, "timed": w.timed, "nets": netView, "mailbox": breakable,
 			"lang": func() string { return tag }, "languages": languages,
 			"languageName": languageName, "languageCode": languageCode,
 			"iso": func(t time.Time) string { return t.UTC().Format(time.RFC3339) },

@@ -24,7 +24,7 @@ type listState struct {
 
 // readListState reads what a URL says. What cannot be is left out.
 func readListState(q url.Values, domain string) listState {
-	state := listState{search: clip(strings.ToValidUTF8(q.Get("q"), "\uFFFD"), 64)}
+	state := listState{search: readSearch(q)}
 	if show := q.Get("show"); show == showRestricted || show == showUnrestricted {
 		state.show = show
 	}
@@ -34,9 +34,16 @@ func readListState(q url.Values, domain string) listState {
 	return state
 }
 
+func readSearch(q url.Values) string { return clip(strings.ToValidUTF8(q.Get("q"), "\uFFFD"), 64) }
+
 func (s listState) values() url.Values {
+	return query(map[string]string{"q": s.search, "show": s.show, "after": s.after.String()})
+}
+
+// query leaves out what is empty.
+func query(values map[string]string) url.Values {
 	v := make(url.Values)
-	for name, value := range map[string]string{"q": s.search, "show": s.show, "after": s.after.String()} {
+	for name, value := range values {
 		if value != "" {
 			v.Set(name, value)
 		}
@@ -49,6 +56,11 @@ func clip(s string, most int) string {
 		return string(runes[:most])
 	}
 	return s
+}
+
+// domainsURL is the list of domains behind one of them.
+func domainsURL(search, after string) string {
+	return withQuery("/domains", query(map[string]string{"q": search, "after": after}))
 }
 
 // domainURL is the page of a domain.

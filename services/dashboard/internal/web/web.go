@@ -19,8 +19,8 @@ import (
 
 // Directory knows which domains and mailboxes there are.
 type Directory interface {
-	// Domains returns the domains, ordered by name: those of only that exist, or all if only is nil.
-	Domains(ctx context.Context, only []string) ([]directory.Domain, error)
+	// Domains returns the domains that somebody may see, ordered by name.
+	Domains(ctx context.Context, may func(domain string) bool) ([]directory.Domain, error)
 	// Mailboxes returns a page of a domain's mailboxes, ordered by name; of a domain that is not there it is empty.
 	Mailboxes(ctx context.Context, domain string, q directory.Query) (directory.Page, error)
 	// Has reports whether there is such a mailbox.

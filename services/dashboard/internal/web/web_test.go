@@ -14,6 +14,7 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 	"golang.org/x/net/html"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
@@ -127,6 +128,48 @@ func TestDomains(t *testing.T) {
 		t.Error(diff)
 	}
 	b.get("/domains/example.org?q=nobody").wants(200, "Nichts gefunden")
+}
+
+// TestManyDomains: the list of domains has pages and a search, and counts no more than it shows.
+func TestManyDomains(t *testing.T) {
+	listing, names := "domains:\n  bücher.example: [eva]\n", []string{"xn--bcher-kva.example"}
+	for i := range 250 {
+		names = append(names, fmt.Sprintf("d%03d.example", i))
+		listing += "  " + names[i+1] + ": [info]\n"
+	}
+	slices.Sort(names)
+	w := newWorldWith(t, listing)
+	b := w.browser(operator)
+	for search, parts := range map[string]string{"": "", "D01": "d01", " BÜcher.Example": "xn--bcher-kva.example", "xn--": "xn--", "none": "none"} {
+		want := slices.DeleteFunc(slices.Clone(names), func(name string) bool { return !strings.Contains(name, parts) })
+		var got []string
+		for next := "/domains?q=" + url.QueryEscape(search); next != ""; next = b.seen.link("Next page") {
+			before := w.policy.listed
+			b.get(next).wants(200)
+			shown := b.seen.domains()
+			if asked := w.policy.listed - before; asked != len(shown) || asked > domainsPerPage {
+				t.Errorf("%s: the policy service was asked %d times about %d domains", next, asked, len(shown))
+			}
+			if got = append(got, shown...); len(got) > len(names) {
+				t.Fatalf("%q has no end", search)
+			}
+		}
+		if diff := cmp.Diff(want, got, cmpopts.EquateEmpty()); diff != "" {
+			t.Errorf("%q (-want +got):\n%s", search, diff)
+		}
+	}
+	b.get(b.get("/domains?after=d150.example").link("First page")).wants(200, "d000.example to d099.example")
+	b.submit(b.seen.form("/domains"), "", url.Values{"q": {"<b>"}}).wants(200, "Nothing found", "None of your domains matches")
+	b.get(b.seen.link("Show all domains")).wants(200, "d000.example")
+	if b := newWorld(t).browser(operator); b.seen.form("/domains") != nil || b.seen.link("Next page") != "" {
+		t.Error("a few domains need no search and no pages")
+	}
+	stranger := w.browser(nobody)
+	stranger.get("/domains?q=D01")
+	stranger.submit(stranger.seen.form("/login"), "", url.Values{"user": {operator}, "password": {password}}).wants(200, "d010.example")
+	if stranger.seen.path != "/domains?q=D01" {
+		t.Errorf("the login leads to %s", stranger.seen.path)
+	}
 }
 
 // TestPages walks through all pages of a domain for each filter and search, and compares with a model.
@@ -371,6 +414,40 @@ func TestUnanswered(t *testing.T) {
 	b.edit("9.9.9.9", "save").wants(200, "Saved")
 }
 
+// TestDirectoryAway: a database that is down may take seconds to say nothing, so that a page asks it once; and nothing typed is lost.
+func TestDirectoryAway(t *testing.T) {
+	w := newWorld(t)
+	b := w.browser(owner)
+	b.get(panelOf(alice))
+	form := b.seen.id("edit")
+	w.lost.away.Store(true)
+	once := func(what string) {
+		t.Helper()
+		if asked := w.lost.asked.Swap(0); asked != 1 {
+			t.Errorf("%s: the directory was asked %d times", what, asked)
+		}
+	}
+	const text = "9.9.9.9,\nhalf a li"
+	for button, title := range map[string]string{actionSave: "Not saved", actionAdd: "The list was not checked"} {
+		b.submit(form, "", url.Values{"action": {button}, "text": {text}}).wants(503, title, "Domains and mailboxes cannot be looked up at the moment")
+		once(button)
+		if b.seen.field() != text {
+			t.Errorf("%s: the field holds %q", button, b.seen.field())
+		}
+	}
+	b.submit(form, "check", url.Values{"client": {"8.8.8.8"}, "text": {text}}).wants(503)
+	once("check")
+	for _, path := range []string{"/domains", "/domains/example.org", panelOf(alice), panelOf(alice) + "/history"} {
+		b.get(path).wants(503, "The directory does not answer")
+		once(path)
+	}
+	w.lost.away.Store(false)
+	b.submit(form, "save", url.Values{"text": {"9.9.9.9"}}).wants(200, "Saved")
+	if w.policy.saves != 1 {
+		t.Errorf("%d saves", w.policy.saves)
+	}
+}
+
 func TestRequestIDReused(t *testing.T) {
 	w := newWorld(t)
 	b := w.browser(owner)
@@ -491,6 +568,18 @@ func TestExpiredSession(t *testing.T) {
 		b.post("/logout", url.Values{})
 		b.post(panelOf(alice), url.Values{"action": {"validate"}, "text": {"x"}}).wants(401)
 		w.policy.put(alice, "carol", "8.8.8.8")
+	}
+}
+
+// TestTypedGoesToAMailbox: after a login the form with what was typed is sent on, password and all, only to the page of a mailbox.
+func TestTypedGoesToAMailbox(t *testing.T) {
+	b := newWorld(t).browser(nobody)
+	b.client.CheckRedirect = func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
+	for next, want := range map[string]int{panelOf(alice): 307, "/": 303, "/domains": 303, "/login": 303, "/logout": 303, "/language": 303} {
+		b.post("/login", url.Values{"user": {owner}, "password": {password}, "text": {"x"}, "next": {next}})
+		if got := b.seen.header.Get("Location"); b.seen.status != want || got != next {
+			t.Errorf("%s: %d to %s, want %d", next, b.seen.status, got, want)
+		}
 	}
 }
 

@@ -13,9 +13,9 @@ function localize(root) {
   }
 }
 
-// Takes the parts of an answer that carry data-part into the page. The field itself is left alone unless the answer changes it.
-// What is typed meanwhile stays, and so does a choice that the page asks for.
-function take(html, before) {
+// Takes the parts of an answer that carry data-part into the page, and the text of the field if the answer changes it. A choice
+// that the page asks for stays.
+function take(html, changes) {
   const answer = new DOMParser().parseFromString(html, "text/html");
   for (const part of answer.querySelectorAll("[data-part]")) {
     localize(part);
@@ -29,7 +29,7 @@ function take(html, before) {
       if (field.hasAttribute(name)) own.setAttribute(name, field.getAttribute(name));
       else own.removeAttribute(name);
     }
-    if (own.value === before) own.value = field.value;
+    if (changes) own.value = field.value;
   }
 }
 
@@ -42,7 +42,10 @@ async function ask(button, action) {
     {method: "POST", body: data, headers: {"Panel-Only": "1"}, redirect: "error"});
   if (!response.ok) throw new Error(response.status);
   const html = await response.text();
-  if (mine === latest) take(html, button?.dataset.inline === "text" ? data.get("text").replaceAll("\r\n", "\n") : null);
+  if (mine !== latest) return;
+  const changes = button?.dataset.inline === "text";
+  if (changes && form.elements.text.value !== data.get("text").replaceAll("\r\n", "\n")) return; // what was typed since stays: press again
+  take(html, changes);
 }
 
 form?.addEventListener("submit", async event => {
