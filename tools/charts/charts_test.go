@@ -378,6 +378,10 @@ func TestSchemasAreClosed(t *testing.T) {
 			}
 		}
 		closed(t, dir, whole, values)
+		definitions, _ := whole["definitions"].(map[string]any)
+		for name, part := range definitions {
+			closed(t, dir+" "+name, part.(map[string]any), nil)
+		}
 	}
 }
 
