@@ -68,8 +68,8 @@ func TestRestoredBackup(t *testing.T) {
 			}
 			return nil
 		}))
+		w.report.say("%d saves in the restored store, newest %s; all sidecars asked", saves, newest)
 		w.unmoved(ctx, lost)
-		w.report.say("%d saves in the restored store, newest %s; all sidecars asked and stayed at %s", saves, newest, lost)
 		for _, p := range w.policies {
 			w.guard(p.Process, false)
 			must(t, p.Kill())
@@ -126,11 +126,12 @@ func (w *world) saveApart(ctx context.Context, name string, saves int) (newest s
 func (w *world) refusals(ctx context.Context) []float64 {
 	w.t.Helper()
 	const metric = `allowednets_sidecar_resyncs_total{cause="history_went_back"} `
+	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
 	counts := make([]float64, len(w.sides))
 	for i, s := range w.sides {
-		req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+s.Server.Admin+"/metrics", nil)
+		req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+s.Admin+"/metrics", nil)
 		must(w.t, err)
-		resp, err := http.DefaultClient.Do(req)
+		resp, err := client.Do(req)
 		must(w.t, err)
 		body, err := io.ReadAll(resp.Body)
 		must(w.t, err, resp.Body.Close())
