@@ -238,7 +238,8 @@ service anvil {
 }
 passdb {
   driver = passwd-file
-  args = {{.Dir}}/users}
+  args = {{.Dir}}/users
+}
 userdb {
   driver = static
   args = uid=mail gid=mail home={{.Dir}}
