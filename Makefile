@@ -55,8 +55,10 @@ test: build $(AXE) ## Run all tests: vet, race detector, each module alone, end 
 
 # Of their own modules: what they need would lift the product's. The first build of helm's and Kubernetes' packages takes minutes.
 .PHONY: test-tools
-test-tools: ## Test the charts (lint, schemas, every values-*.yaml) and the image builder
+test-tools: build ## Test the charts (lint, schemas, every values-*.yaml), the image builder, the report of benchmarks and its peers
 	cd tools/image && GOWORK=off go test ./...
+	cd tools/benchreport && GOWORK=off go vet . && GOWORK=off go test .
+	cd test/bench/peers && GOWORK=off go vet . && GOWORK=off go test -count=1 -timeout=5m .
 	cd tools/charts && GOWORK=off go test -count=1 ./... # what it reads lies outside of the module, where go test sees no change
 
 .PHONY: charts
@@ -88,7 +90,7 @@ lint-modules:
 	    if ($$1 in version && version[$$1] != $$2) {print FILENAME ": " $$1 " " $$2 ", but " first[$$1] " has " version[$$1]; bad = 1} \
 	    else {version[$$1] = $$2; first[$$1] = FILENAME}} END {exit bad}' go.work $(MODULES:%=%/go.mod)
 	@$(call in-modules,GOWORK=off go mod tidy -diff)
-	@for tool in charts image lint; do (cd tools/$$tool && GOWORK=off go mod tidy -diff); done
+	@for module in tools/benchreport tools/charts tools/image tools/lint test/bench/peers; do (cd $$module && GOWORK=off go mod tidy -diff); done
 
 .PHONY: lint-docs
 lint-docs:
@@ -124,9 +126,17 @@ tidy: ## Bring all modules to the same versions and tidy them
 	go work sync
 	@$(call in-modules,GOWORK=off go mod tidy)
 
+# The peers and the logins interleave what they compare by themselves, once: no count, no time. pipefail: a benchmark that fails, fails.
 .PHONY: bench
-bench: ## Run the benchmarks (BENCH=regexp BENCH_COUNT=3 BENCH_TIME=300ms)
-	go test -run='^$$' -bench='$(BENCH)' -benchmem -benchtime=$(BENCH_TIME) -count=$(BENCH_COUNT) -p=1 $(patsubst %,./%/...,$(wildcard internal/allow sidecar test/bench))
+bench: build ## Run the benchmarks and plot them (BENCH=regexp BENCH_COUNT=3 BENCH_TIME=300ms BENCH_LARGE=1)
+	{ go test -run='^$$' -bench='$(BENCH)' -benchmem -benchtime=$(BENCH_TIME) -count=$(BENCH_COUNT) -p=1 -timeout=0 ./internal/... ./sidecar/... ./services/policy/...; \
+	    go test -run='^$$' -bench='$(BENCH)' -benchtime=1x -p=1 -timeout=0 ./test/bench; \
+	    cd test/bench/peers && GOWORK=off go test -run='^$$' -bench='$(BENCH)' -benchtime=1x -timeout=0 .; } | tee bin/bench.txt
+	$(MAKE) bench-report
+
+.PHONY: bench-report
+bench-report: ## Write the tables of bin/bench.txt to standard output and the plots to docs/images/bench
+	@cd tools/benchreport && GOWORK=off go run . $(abspath bin/bench.txt docs/images/bench)
 
 .PHONY: axe
 axe: $(AXE) ## Fetch what the browser tests need

@@ -23,7 +23,7 @@ only_first() { comm -23 <(sort -u <<<"$1") <(sort -u <<<"$2"); }
 # Every direct dependency has its line, and no other.
 modules=$(sed -n 's|^[[:space:]]*\./||p' go.work)
 required=$(
-  for module in $modules tools/charts tools/image tools/lint; do
+  for module in $modules tools/benchreport tools/charts tools/image tools/lint test/bench/peers; do
     sed -n -E 's/^(tool|require)?[[:space:]]+([a-z0-9-]+\.[a-z0-9.-]+\/[^ ]+)( v[^ ]+)?$/\2/p' "$module/go.mod"
   done | grep -v '^github.com/allowednets/'
   sed -n 's/^    "\(@[^"]*\)":.*/\1/p' tools/buf/package.json

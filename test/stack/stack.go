@@ -17,6 +17,7 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 
 	checkv1 "github.com/allowednets/allowednets/gen/allowednets/check/v1"
+	decisionv1 "github.com/allowednets/allowednets/gen/allowednets/decision/v1"
 	policyv1 "github.com/allowednets/allowednets/gen/allowednets/policy/v1"
 	"github.com/allowednets/allowednets/internal/serve"
 )
@@ -286,6 +287,21 @@ func (s *Sidecar) Client() (checkv1.CheckServiceClient, *grpc.ClientConn, error)
 		return nil, nil, err
 	}
 	return checkv1.NewCheckServiceClient(conn), conn, nil
+}
+
+// AwaitRevision waits until the sidecar decides on a state that includes revision, as a write returned it.
+func (s *Sidecar) AwaitRevision(ctx context.Context, revision string) (err error) {
+	client, conn, err := s.Client()
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, conn.Close()) }()
+	return Await(ctx, func(ctx context.Context) error {
+		_, err := client.Check(ctx, &checkv1.CheckRequest{
+			Mailbox: "nobody@example.org", ClientAddress: "8.8.8.8", Service: decisionv1.Service_SERVICE_IMAP, MinRevision: revision,
+		})
+		return err
+	})
 }
 
 // DashboardConfig says how to start a dashboard. Addresses that are empty are chosen.
