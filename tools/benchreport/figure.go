@@ -30,11 +30,15 @@ func figures() []figure {
 		{"peers-change-library", "A change in a library", "Peers", "kind=library", "mailboxes", "restricted mailboxes", []string{"change-ns"}, "time until a decision shows it", nanoseconds, "allowednets"},
 		{"peers-change-server", "A change of a server's lists", "Peers", "kind=server", "mailboxes", "restricted mailboxes", []string{"change-ns"}, "time until a decision shows it", nanoseconds, "allowednets-json"},
 		{"logins", "Dovecot logins", "Logins", "", "callers", "clients that log in at once", []string{"logins/s"}, "logins per second", plain, "ours"},
-		{"decide", "A decision in the sidecar", "Decide", "", "mailboxes", "restricted mailboxes", []string{"p50-ns", "p99-ns"}, "time of a decision", nanoseconds, ""},
-		{"door", "A check over the socket", "Door", "", "callers", "callers at once", []string{"x-noop"}, "ratio to a call that does nothing", plain, ""},
-		{"propagation", "From save to enforced", "Propagation", "", "sidecars", "sidecars", []string{"p50-ms", "p99-ms"}, "time from the save on", milliseconds, ""},
-		{"idle", "An idle stream", "Idle", "", "streams", "idle streams", []string{"rss-KiB/stream", "live-KiB/stream"}, "KiB per stream", plain, ""},
-		{"start", "Start", "Start", "", "mailboxes", "restricted mailboxes", []string{"ready-ms", "floor-ms"}, "time until ready", milliseconds, ""},
+		{"decide", "A decision in the sidecar", "Decide", "", "mailboxes", "restricted mailboxes", []string{"p50-ns", "p99-ns", "floor-p50-ns"}, "time of a decision", nanoseconds, ""},
+		{"memory", "The sidecar's index", "Memory", "", "mailboxes", "restricted mailboxes", []string{"B/mailbox"}, "live heap per mailbox", octets, ""},
+		{"commit", "A change in the sidecar's index", "Commit", "", "mailboxes", "restricted mailboxes", []string{"ns/op"}, "time of a change", nanoseconds, ""},
+		{"door", "A check over the socket", "Door", "", "callers", "callers at once", []string{"p50-ns"}, "median time of a check", nanoseconds, ""},
+		{"door-floor", "A check next to a call that does nothing", "Door", "", "callers", "callers at once", []string{"x-floor"}, "ratio of times", plain, ""},
+		{"propagation", "From save to enforced, median", "Propagation", "", "sidecars", "sidecars", []string{"p50-ms"}, "time from the save on", milliseconds, ""},
+		{"propagation-p99", "From save to enforced, p99", "Propagation", "", "sidecars", "sidecars", []string{"p99-ms"}, "time from the save on", milliseconds, ""},
+		{"idle", "Memory of an idle stream", "Idle", "", "streams", "idle streams", []string{"rss-KiB/stream", "live-KiB/stream"}, "KiB per stream", plain, ""},
+		{"start", "Start", "Start", "", "mailboxes", "restricted mailboxes", []string{"ready-ms"}, "time until ready", milliseconds, ""},
 	}
 }
 
@@ -57,7 +61,8 @@ func (f figure) lines(results []result) []line {
 				continue
 			}
 			if len(f.units) > 1 {
-				label = strings.TrimPrefix(label+" "+unit, " ")
+				short, _, _ := strings.Cut(unit, "/")
+				label = strings.TrimPrefix(label+" "+short[:strings.LastIndexByte(short, '-')], " ")
 			}
 			for _, v := range r.values {
 				// benchfmt turns ns into sec; the original is what the benchmark said.
@@ -144,9 +149,10 @@ func xsOf(lines []line) []float64 {
 	return slices.Sorted(maps.Keys(all))
 }
 
-// growth names the exponent of the power law that fits best: least squares of the logarithms. Less than a decade says nothing.
+// growth names the exponent of the power law that fits best: least squares of the logarithms. Two points say nothing unless they
+// are a decade apart.
 func growth(points []point) string {
-	if points[len(points)-1].x < 10*points[0].x {
+	if len(points) < 3 && points[len(points)-1].x < 10*points[0].x {
 		return "–"
 	}
 	var sx, sy, sxx, sxy float64

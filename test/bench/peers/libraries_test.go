@@ -11,7 +11,7 @@ import (
 	"github.com/casbin/casbin/v3/model"
 	"github.com/yl2chen/cidranger"
 
-	"github.com/allowednets/allowednets/gen/allowednets/decision/v1"
+	decisionv1 "github.com/allowednets/allowednets/gen/allowednets/decision/v1"
 	"github.com/allowednets/allowednets/internal/allow"
 )
 

@@ -182,14 +182,14 @@ func overGRPC(tb testing.TB, s *sidecar) func(mailbox, client string) (decisionv
 	tb.Helper()
 	client := s.dial(tb)
 	return func(mailbox, address string) (decisionv1.Verdict, error) {
-		resp, err := client.Check(context.Background(), &checkv1.CheckRequest{Mailbox: mailbox, ClientAddress: address, Service: decisionv1.Service_SERVICE_IMAP})
+		resp, err := client.Check(tb.Context(), &checkv1.CheckRequest{Mailbox: mailbox, ClientAddress: address, Service: decisionv1.Service_SERVICE_IMAP})
 		return resp.GetDecision().GetVerdict(), err
 	}
 }
 
 func overStream(tb testing.TB, s *sidecar) func(mailbox, client string) (decisionv1.Verdict, error) {
 	tb.Helper()
-	stream, err := s.dial(tb).CheckStream(context.Background()) // ends with the connection
+	stream, err := s.dial(tb).CheckStream(tb.Context())
 	if err != nil {
 		tb.Fatal(err)
 	}
@@ -262,9 +262,6 @@ type allowNets struct {
 
 func startDovecot(tb testing.TB, lists lists) running {
 	tb.Helper()
-	if err := dovecot.Missing(); err != nil {
-		tb.Fatal(err)
-	}
 	ctx, cancel := context.WithTimeout(tb.Context(), startWithin)
 	defer cancel()
 	d := &allowNets{users: make(map[string]string)}
