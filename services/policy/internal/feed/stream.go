@@ -98,10 +98,7 @@ func (st *stream) run() error {
 
 // send sends a batch and moves the cursor.
 func (st *stream) send(b store.Batch) error {
-	changes := &feedv1.Changes{Entries: make([]*feedv1.Entry, len(b.Entries))}
-	for i, e := range b.Entries {
-		changes.Entries[i] = &feedv1.Entry{Id: e.ID[:], Nets: e.Encoding}
-	}
+	changes := &feedv1.Changes{Entries: entries(b.Entries)}
 	if b.Head {
 		st.sent.Store(&commit{revision: b.State.Revision, at: time.Now()})
 		changes.Commit = &feedv1.Commit{Revision: b.State.Revision, Count: b.State.Count, Digest: b.State.Digest[:]}
@@ -116,6 +113,16 @@ func (st *stream) send(b store.Batch) error {
 		st.caughtUp()
 	}
 	return nil
+}
+
+// entries is what a batch says, allocated as a whole: a snapshot has as many as there are mailboxes.
+func entries(batch []*store.Entry) []*feedv1.Entry {
+	values, all := make([]feedv1.Entry, len(batch)), make([]*feedv1.Entry, len(batch))
+	for i, e := range batch {
+		values[i].Id, values[i].Nets = e.ID[:], e.Encoding
+		all[i] = &values[i]
+	}
+	return all
 }
 
 // wait returns nil when there is more to send: at once in the middle of catching up, otherwise when the mirror has changed and
