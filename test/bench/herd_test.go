@@ -69,12 +69,12 @@ type report struct {
 // startHerd starts a herd without readers.
 func startHerd(tb testing.TB, s *stack.Stack, name, policy string) *herd {
 	tb.Helper()
-	lis, err := new(net.ListenConfig).Listen(tb.Context(), "unix", s.Path(name+".herd"))
+	lis, err := net.ListenUnix("unix", &net.UnixAddr{Net: "unix", Name: s.Path(name + ".herd")})
 	must(tb, err)
 	defer func() { _ = lis.Close() }()
 	p, err := s.Start(name, os.Args[0], []string{"-test.run=^$"}, []string{herdSocket + "=" + s.Path(name+".herd")})
 	must(tb, err)
-	must(tb, lis.(*net.UnixListener).SetDeadline(time.Now().Add(startWithin)))
+	must(tb, lis.SetDeadline(time.Now().Add(startWithin)))
 	conn, err := lis.Accept()
 	must(tb, err)
 	tb.Cleanup(func() { _ = conn.Close() })
@@ -104,13 +104,13 @@ func (h *herd) answer(tb testing.TB) report {
 
 // runHerd is the herd's process: it does what it is told until its master is gone.
 func runHerd() error {
-	conn, err := new(net.Dialer).DialContext(context.Background(), "unix", os.Getenv(herdSocket)) //nolint:forbidigo // it is a main
+	conn, err := new(net.Dialer).DialContext(context.Background(), "unix", os.Getenv(herdSocket))
 	if err != nil {
 		return err
 	}
 	debug.SetGCPercent(400) // a thousand sidecars share the machine with what is measured, which real ones do not
 	enc, dec := gob.NewEncoder(conn), gob.NewDecoder(conn)
-	ctx, cancel := context.WithCancel(context.Background()) //nolint:forbidigo // it is a main
+	ctx, cancel := context.WithCancel(context.Background())
 	g := &group{ctx: ctx}
 	defer g.following.Wait()
 	defer cancel()
@@ -180,7 +180,7 @@ func (g *group) grow(n int) error {
 		begun := time.Now()
 		g.start(rd)
 		if g.base != nil && len(g.readers) > 1 { // the first two are waited for
-			time.Sleep(time.Until(begun.Add(connectPace)))
+			sleepUntil(g.ctx, begun.Add(connectPace))
 			continue
 		}
 		if err := g.until(func() bool { return rd.applied.Load() > 0 }); err != nil {
@@ -241,18 +241,22 @@ func (g *group) start(rd *reader) {
 	})
 }
 
-// until waits for cond, at most three minutes, unless a reader fails.
+// until waits for cond, at most ten minutes, unless a reader fails.
 func (g *group) until(cond func() bool) error {
-	for end := time.Now().Add(3 * time.Minute); ; time.Sleep(time.Millisecond) {
-		switch err := g.failed.Load(); {
-		case err != nil:
-			return *err
-		case cond():
+	ctx, cancel := context.WithTimeout(g.ctx, 10*time.Minute)
+	defer cancel()
+	var failed error
+	err := stack.Await(ctx, func(context.Context) error {
+		if err := g.failed.Load(); err != nil {
+			failed = *err
 			return nil
-		case time.Now().After(end):
-			return errors.New("the readers are not in step after three minutes")
 		}
-	}
+		if !cond() {
+			return errors.New("the readers are not in step")
+		}
+		return nil
+	})
+	return errors.Join(failed, err)
 }
 
 // await waits until all readers have verified the saves, and reports when they did.
@@ -398,7 +402,7 @@ func (r *reader) follow(ctx context.Context) error {
 			return errDrained
 		}
 		if pause := r.group.slow.Load(); pause > 0 {
-			time.Sleep(time.Duration(pause))
+			sleepUntil(ctx, time.Now().Add(time.Duration(pause)))
 		}
 	}
 }
@@ -465,5 +469,40 @@ func (r *reader) put(id allow.ID, nets []byte) {
 		r.changed[id] = now
 	case r.all != nil:
 		r.all[id] = now
+	}
+}
+
+// TestReader: a reader takes a commit that adds up, and no other.
+func TestReader(t *testing.T) {
+	id := func(n byte) []byte { return append(make([]byte, 15), n) }
+	old, now := []byte{4, 8, 8, 8, 8, 32}, []byte{4, 9, 9, 9, 9, 32}
+	digest := func(n byte, nets []byte) allow.Digest { return allow.EntryDigest(allow.ID(id(n)), nets) }
+	right := digest(1, old).Add(digest(2, now)) // of two mailboxes
+	for name, test := range map[string]struct {
+		entries []*feedv1.Entry
+		count   uint64
+		digest  allow.Digest
+		wrong   bool
+	}{
+		"changed":           {entries: []*feedv1.Entry{{Id: id(2), Nets: now}}, count: 2, digest: right},
+		"changed twice":     {entries: []*feedv1.Entry{{Id: id(2)}, {Id: id(2), Nets: now}}, count: 2, digest: right},
+		"lifted":            {entries: []*feedv1.Entry{{Id: id(2)}}, count: 1, digest: digest(1, old)},
+		"another count":     {entries: []*feedv1.Entry{{Id: id(2), Nets: now}}, count: 1, digest: right, wrong: true},
+		"a missing change":  {count: 2, digest: right, wrong: true},
+		"another list":      {entries: []*feedv1.Entry{{Id: id(2), Nets: []byte{4, 9, 9, 9, 8, 32}}}, count: 2, digest: right, wrong: true},
+		"one that is older": {entries: []*feedv1.Entry{{Id: id(2), Nets: old}}, count: 2, digest: right, wrong: true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			b := &base{
+				count: 2, digest: digest(1, old).Add(digest(2, old)),
+				entries: map[allow.ID]allow.Digest{allow.ID(id(1)): digest(1, old), allow.ID(id(2)): digest(2, old)},
+			}
+			err := newReader(&group{}, b).apply(&feedv1.Changes{
+				Entries: test.entries, Commit: &feedv1.Commit{Revision: 5, Count: test.count, Digest: test.digest[:]},
+			})
+			if (err != nil) != test.wrong {
+				t.Errorf("error %v; want one: %v", err, test.wrong)
+			}
+		})
 	}
 }

@@ -20,7 +20,7 @@ import (
 const (
 	startRounds = 3
 	// crowdWithin bounds the start of a crowd.
-	crowdWithin = 5 * time.Minute
+	crowdWithin = 10 * time.Minute
 )
 
 // host is a store with many mailboxes.
@@ -259,7 +259,7 @@ func (h *host) startAgain(b *testing.B) {
 }
 
 func (h *host) startCrowd(b *testing.B) {
-	const real, readers = 20, 200
+	const some, readers = 20, 200
 	var f figures
 	var first []time.Duration
 	var crowd report
@@ -268,12 +268,12 @@ func (h *host) startCrowd(b *testing.B) {
 		f.floor = append(f.floor, h.follow(b))
 		before := cpuTime(b, h.policy.Pid())
 		must(b, h.readers.enc.Encode(order{Readers: readers, Fresh: true}))
-		took := make([]time.Duration, real)
-		errs := make([]error, real)
+		took := make([]time.Duration, some)
+		errs := make([]error, some)
 		var starting sync.WaitGroup
-		sidecars := make([]*stack.Sidecar, real)
+		sidecars := make([]*stack.Sidecar, some)
 		begun := time.Now()
-		for i := range real {
+		for i := range some {
 			var err error
 			name := fmt.Sprintf("sidecar%d", h.sidecars)
 			h.sidecars++
