@@ -234,7 +234,9 @@ func (p *process) build(lists *store.Store) (b built, err error) {
 	if b.replica, err = store.NewReplica(lists, p.mirror, store.Timing{}, p.log, p.registry); err != nil {
 		return b, err
 	}
-	b.feeds, err = feed.New(feed.Config{Mirror: p.mirror, Barrier: b.replica.Barrier, Tracker: p.tracker, Log: p.log, Metrics: p.registry})
+	b.feeds, err = feed.New(feed.Config{
+		Mirror: p.mirror, Barrier: b.replica.Barrier, Holds: b.replica.Holds, Tracker: p.tracker, Log: p.log, Metrics: p.registry,
+	})
 	if err != nil {
 		return b, err
 	}

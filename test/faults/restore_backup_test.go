@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -12,12 +13,16 @@ import (
 	"testing"
 	"time"
 
+	"google.golang.org/grpc"
+
+	policyv1 "github.com/allowednets/allowednets/gen/allowednets/policy/v1"
 	"github.com/allowednets/allowednets/internal/revision"
 	"github.com/allowednets/allowednets/test/stack"
 )
 
 // TestRestoredBackup loses the whole store, restores a backup on all members as docs/operations.md says, and raises the epoch.
-// Until then the newer state is enforced; afterwards the restored one, and new saves.
+// Until then the newer state is enforced, also when saves have made the restored store's revision the higher one before any
+// sidecar comes back; afterwards the restored one, and new saves.
 func TestRestoredBackup(t *testing.T) {
 	w := newWorld(t, settings{seed: 7, resting: 5 * time.Millisecond})
 	defer w.report.tell(t)
@@ -40,24 +45,39 @@ func TestRestoredBackup(t *testing.T) {
 		must(t, p.Kill(), w.etcd[i].Kill())
 	}
 	w.restoreMembers(ctx, backup)
-	answered := w.answers()
-	// Without a higher epoch nobody believes the older store.
-	for i := range w.policies {
-		w.startPolicy(i, fmt.Sprintf("policy%d.again", i), stack.Launch{})
-		must(t, w.policies[i].AwaitReady(ctx))
-	}
-	must(t, stack.Await(ctx, func(context.Context) error {
-		if n := w.answers() - answered; n < 1000 {
-			return fmt.Errorf("%d answers", n)
+	// Without a higher epoch nobody believes the older store, whatever is saved there.
+	for round, saves := range []int{0, 1, 20} {
+		newest := w.saveApart(ctx, fmt.Sprintf("policy.apart%d", round), saves)
+		answered, refused := w.answers(), w.refusals(ctx)
+		for i := range w.policies {
+			w.startPolicy(i, fmt.Sprintf("policy%d.again%d", i, round), stack.Launch{})
+			must(t, w.policies[i].AwaitReady(ctx))
 		}
-		return nil
-	}))
-	w.unmoved(ctx, lost)
+		if round > 0 { // one that has its state from disk
+			must(t, w.sides[0].kill(w), w.sides[0].start(ctx, w))
+			refused[0] = 0
+		}
+		must(t, stack.Await(ctx, func(ctx context.Context) error {
+			if n := w.answers() - answered; n < 1000 {
+				return fmt.Errorf("%d answers", n)
+			}
+			for i, n := range w.refusals(ctx) {
+				if at, err := w.sides[i].enforces(ctx); err == nil && at == lost && n == refused[i] {
+					return fmt.Errorf("%s has not asked", w.sides[i].name)
+				}
+			}
+			return nil
+		}))
+		w.report.say("%d saves in the restored store, newest %s; all sidecars asked", saves, newest)
+		w.unmoved(ctx, lost)
+		for _, p := range w.policies {
+			w.guard(p.Process, false)
+			must(t, p.Kill())
+		}
+	}
 
 	w.model.fork(held)
-	for i, p := range w.policies {
-		w.guard(p.Process, false)
-		must(t, p.Kill())
+	for i := range w.policies {
 		w.startPolicy(i, fmt.Sprintf("policy%d.raised", i), stack.Launch{}, "--raise-epoch-to", "2")
 		must(t, w.policies[i].AwaitReady(ctx))
 	}
@@ -71,6 +91,56 @@ func TestRestoredBackup(t *testing.T) {
 	w.pass(ctx, 50)
 	w.writer.forget(kept, gone)
 	w.finish()
+}
+
+// saveApart makes saves through a policy service that no sidecar can reach, and returns the revision of the last one.
+func (w *world) saveApart(ctx context.Context, name string, saves int) (newest string) {
+	w.t.Helper()
+	if saves == 0 {
+		return "none"
+	}
+	p, err := w.StartPolicy(stack.PolicyConfig{
+		Name: name, Listen: address(hub) + ":17443", Admin: address(hub) + ":17490", Etcd: w.endpoint(0), NoCreate: true,
+		AdditionalArgs: []string{
+			"--etcd-cert-file", w.etcdFiles.TLSCertFile, "--etcd-key-file", w.etcdFiles.TLSKeyFile, "--etcd-ca-file", w.etcdFiles.TLSCAFile,
+		},
+	})
+	must(w.t, err)
+	must(w.t, p.AwaitReady(ctx))
+	creds, err := w.Admin.Credentials()
+	must(w.t, err)
+	conn, err := grpc.NewClient(p.Address, grpc.WithTransportCredentials(creds), grpc.WithAuthority(stack.PolicyName))
+	must(w.t, err)
+	for i := range saves {
+		resp, err := policyv1.NewPolicyServiceClient(conn).SetAllowedNets(ctx, &policyv1.SetAllowedNetsRequest{
+			Mailbox: "apart@example.org", Input: &policyv1.SetAllowedNetsRequest_Text{Text: fmt.Sprintf("9.9.%d.0/24", i)},
+		}, grpc.WaitForReady(true))
+		must(w.t, err)
+		newest = resp.GetAllowedNets().GetRevision()
+	}
+	must(w.t, conn.Close(), p.Kill())
+	return newest
+}
+
+// refusals are how often each sidecar, since it runs, was told that the history went back.
+func (w *world) refusals(ctx context.Context) []float64 {
+	w.t.Helper()
+	const metric = `allowednets_sidecar_resyncs_total{cause="history_went_back"} `
+	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
+	counts := make([]float64, len(w.sides))
+	for i, s := range w.sides {
+		req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+s.Admin+"/metrics", nil)
+		must(w.t, err)
+		resp, err := client.Do(req)
+		must(w.t, err)
+		body, err := io.ReadAll(resp.Body)
+		must(w.t, err, resp.Body.Close())
+		_, rest, found := strings.Cut(string(body), metric)
+		if _, err := fmt.Sscan(rest, &counts[i]); err != nil || !found {
+			w.t.Fatalf("%s has no %s: %v", s.name, metric, err)
+		}
+	}
+	return counts
 }
 
 // pass waits for some more saves.

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/allowednets/allowednets/internal/revision"
@@ -153,6 +154,7 @@ func TestForged(t *testing.T) {
 		}
 		return appendCommit(nil, before, is, new(Changes))
 	}
+	anchored := identitySize + 1 + len(anchor(31)) // of the first commit
 	payload := func(frame []byte) []byte { return bytes.Clone(frame[5 : len(frame)-4]) }
 	for name, b := range map[string][]byte{
 		"nothing":                       join(),
@@ -177,9 +179,12 @@ func TestForged(t *testing.T) {
 		"commit with another base":      join(sets, boxes, state, commit(29, nil)),
 		"commit with another count":     join(sets, boxes, state, commit(30, func(i *identity) { i.count++ })),
 		"commit with another digest":    join(sets, boxes, state, commit(30, func(i *identity) { i.digest[3]++ })),
-		"commit cut off":                join(sets, boxes, state, frame(kindCommit, payload(journal[0])[:identitySize+4])),
-		"commit cut off in its entry":   join(sets, boxes, state, frame(kindCommit, payload(journal[0])[:identitySize+8+5])),
-		"commit cut off in its nets":    join(sets, boxes, state, frame(kindCommit, payload(journal[0])[:identitySize+8+18])),
+		"commit with a long anchor":     join(sets, boxes, state, commit(30, func(i *identity) { i.anchor = strings.Repeat("x", MaxAnchor+1) })),
+		"commit cut off":                join(sets, boxes, state, frame(kindCommit, payload(journal[0])[:anchored+4])),
+		"commit cut off in its anchor":  join(sets, boxes, state, frame(kindCommit, payload(journal[0])[:anchored-1])),
+		"commit without an anchor":      join(sets, boxes, state, frame(kindCommit, payload(journal[0])[:identitySize])),
+		"commit cut off in its entry":   join(sets, boxes, state, frame(kindCommit, payload(journal[0])[:anchored+8+5])),
+		"commit cut off in its nets":    join(sets, boxes, state, frame(kindCommit, payload(journal[0])[:anchored+8+18])),
 		"commit with an unknown family": join(sets, boxes, state, frame(kindCommit, append(payload(commit(30, nil)), append(make([]byte, 16), 1, 9)...))),
 		"unknown kind":                  join(sets, boxes, state, frame(5, nil)),
 		"kind 0":                        join(frame(0, nil), sets, boxes, state),
@@ -191,8 +196,10 @@ func TestForged(t *testing.T) {
 		"mailbox without set":           join(sets, frame(kindMailboxes, payload(boxes)[:16]), state),
 		"mailbox with set 0":            join(sets, frame(kindMailboxes, make([]byte, 17)), state),
 		"short state":                   join(sets, boxes, frame(kindState, payload(state)[:40])),
+		"state without an anchor":       join(sets, boxes, frame(kindState, payload(state)[:identitySize])),
+		"state with half an anchor":     join(sets, boxes, frame(kindState, payload(state)[:identitySize+9])),
 		"long state":                    join(sets, boxes, frame(kindState, append(payload(state), 0))),
-		"state of store 0":              join(frame(kindState, make([]byte, identitySize))),
+		"state of store 0":              join(frame(kindState, make([]byte, identitySize+1))),
 	} {
 		t.Run(name, func(t *testing.T) {
 			if st, err := readBytes(t, scratch(t), b); !errors.Is(err, errDamaged) {
@@ -275,8 +282,8 @@ func TestAnotherStore(t *testing.T) {
 	f := start(t, dir)
 	f.keep(f.rebuilt(10))
 	for _, st := range []State{
-		{cluster, revision.Token{Epoch: epoch + 1, Revision: 4}, f.now.Index},
-		{cluster + 1, revision.Token{Epoch: 1, Revision: 2}, f.now.Index},
+		{cluster, revision.Token{Epoch: epoch + 1, Revision: 4}, "", f.now.Index},
+		{cluster + 1, revision.Token{Epoch: 1, Revision: 2}, "another", f.now.Index},
 	} {
 		f.keep(st, new(Changes)) // changes of another history lead nowhere
 		f.stop()

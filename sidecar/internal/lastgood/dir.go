@@ -79,6 +79,7 @@ type Dir struct {
 	snapshot, length int64    // of the file
 	onDisk           onDisk
 	refused          bool // the state file is one that was refused
+	old              bool // the state file is of version 1, and must be replaced before it can be continued
 	taken            State
 	takenNumber      uint64
 	writing          *rewrite      // nil if no snapshot is being written
@@ -207,7 +208,7 @@ func (d *Dir) read() error {
 		_ = f.Truncate(c.length) // a commit that was not acknowledged; it does no harm either
 	}
 	_ = f.Chmod(0o600) // see makeDir
-	d.loaded, d.file, d.snapshot, d.length = c, f, c.snapshot, c.length
+	d.loaded, d.file, d.snapshot, d.length, d.old = c, f, c.snapshot, c.length, !c.anchored
 	d.newest, d.taken = c.state, c.state
 	return nil
 }
@@ -297,7 +298,7 @@ func (d *Dir) take() {
 	d.taken, d.takenNumber = d.newest, d.number
 	d.journal, d.whole = nil, false
 	d.mu.Unlock()
-	if whole {
+	if whole || len(frames) > 0 && d.old {
 		d.resting = false // a fold may wait; this cannot
 		if d.onDisk == newest {
 			d.onDisk = older

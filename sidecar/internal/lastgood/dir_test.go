@@ -39,7 +39,7 @@ func TestRestart(t *testing.T) {
 func TestEmptyState(t *testing.T) {
 	dir := t.TempDir()
 	f := start(t, dir)
-	f.keep(State{cluster, f.now.Token, new(index.Root)}, nil)
+	f.keep(State{cluster, f.now.Token, "", new(index.Root)}, nil)
 	f.stop()
 	f = open(t, dir)
 	f.wantNothing(resultDamaged, "revision 0") // no store is at revision 0

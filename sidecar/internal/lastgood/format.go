@@ -27,8 +27,11 @@ import (
 // The header's length is where the acknowledged state ends. It is written after what it counts is on disk, so below it
 // nothing may be wrong or missing, and behind it there can only be a commit that was never acknowledged. The header fits
 // into one sector, which disks write as a whole.
+//
+// Files of version 1 have no anchors. They are read, and then replaced before anything is added to them.
 const (
-	magic      = "allowednets lkg1"
+	magic      = "allowednets lkg2"
+	magic1     = "allowednets lkg1"
 	headerSize = 512
 	frameExtra = 4 + 1 + 4
 	blockSize  = 64 << 10 // of the payload of a snapshot's frame, about
@@ -42,6 +45,7 @@ const (
 	kindCommit    = 4 // identity, revision before, entries
 )
 
+// identitySize is the size of an identity but for its anchor, which follows after its length (uvarint).
 const identitySize = 8 + 8 + 8 + 8 + 16
 
 func crc(b []byte) uint32 { return crc32.Checksum(b, crc32.MakeTable(crc32.Castagnoli)) }
@@ -54,19 +58,20 @@ func header(length int64) []byte {
 	return b
 }
 
-// parseHeader returns the length of the acknowledged state in a file of so many octets.
-func parseHeader(b []byte, size int64) (int64, error) {
+// parseHeader returns the length of the acknowledged state in a file of so many octets, and whether it has anchors.
+func parseHeader(b []byte, size int64) (end int64, anchored bool, err error) {
+	anchored = string(b[:len(magic)]) == magic
 	switch {
-	case string(b[:len(magic)]) != magic:
-		return 0, fmt.Errorf("%w: it is no state file of this version", errDamaged)
+	case !anchored && string(b[:len(magic)]) != magic1:
+		return 0, false, fmt.Errorf("%w: it is no state file of this version", errDamaged)
 	case crc(b[:headerSize-4]) != binary.BigEndian.Uint32(b[headerSize-4:]):
-		return 0, fmt.Errorf("%w: checksum of the header", errDamaged)
+		return 0, false, fmt.Errorf("%w: checksum of the header", errDamaged)
 	}
 	length := binary.BigEndian.Uint64(b[len(magic):])
 	if length > uint64(size) {
-		return 0, fmt.Errorf("%w: it has %d octets instead of %d", errDamaged, size, length)
+		return 0, false, fmt.Errorf("%w: it has %d octets instead of %d", errDamaged, size, length)
 	}
-	return int64(length), nil
+	return int64(length), anchored, nil
 }
 
 // beginFrame and endFrame stand around what is appended as the payload of a frame.
@@ -87,7 +92,8 @@ func (i identity) append(b []byte) []byte {
 	b = binary.BigEndian.AppendUint64(b, i.token.Epoch)
 	b = binary.BigEndian.AppendUint64(b, uint64(i.token.Revision))
 	b = binary.BigEndian.AppendUint64(b, i.count)
-	return append(b, i.digest[:]...)
+	b = binary.AppendUvarint(append(b, i.digest[:]...), uint64(len(i.anchor)))
+	return append(b, i.anchor...)
 }
 
 // appendCommit appends the frame of a commit that follows on the revision before.
@@ -122,7 +128,7 @@ func writeSnapshot(ctx context.Context, f *os.File, st State) (int64, error) {
 		}
 	}
 	_ = w.next(kindMailboxes)
-	have := identity{cluster: st.Cluster, token: st.Token}
+	have := identity{cluster: st.Cluster, token: st.Token, anchor: st.Anchor}
 	for id, number := range st.Index.All() {
 		encoding = st.Index.Set(number).AppendEncoding(encoding[:0])
 		have.count++
@@ -182,6 +188,7 @@ type content struct {
 	snapshot int64         // octets up to the journal
 	length   int64         // octets of the acknowledged state
 	size     int64         // octets of the file
+	anchored bool          // not of version 1
 }
 
 // read reads and verifies a state file. An error that wraps [errDamaged] says what is wrong with it; any other is of reading.
@@ -197,14 +204,14 @@ func read(f *os.File) (content, error) {
 		}
 		return content{}, err
 	}
-	length, err := parseHeader(head[:], info.Size())
+	length, anchored, err := parseHeader(head[:], info.Size())
 	if err != nil {
 		return content{}, err
 	}
-	c := content{writer: index.NewWriter(), length: length, size: info.Size()}
+	c := content{writer: index.NewWriter(), length: length, size: info.Size(), anchored: anchored}
 	d := &decoder{
 		r: bufio.NewReaderSize(io.NewSectionReader(f, headerSize, length-headerSize), 256<<10), at: headerSize, end: length,
-		b: c.writer.Rebuild(),
+		b: c.writer.Rebuild(), anchored: anchored,
 	}
 	for d.at < d.end {
 		if err := d.frame(); err != nil {
@@ -217,19 +224,20 @@ func read(f *os.File) (content, error) {
 	if d.kind < kindState {
 		return content{}, fmt.Errorf("%w: the snapshot has no end", errDamaged)
 	}
-	c.state = State{Cluster: d.now.cluster, Token: d.now.token, Index: d.b.Build()}
+	c.state = State{Cluster: d.now.cluster, Token: d.now.token, Anchor: d.now.anchor, Index: d.b.Build()}
 	return c, nil
 }
 
 // decoder applies one frame after another.
 type decoder struct {
-	r       *bufio.Reader
-	at, end int64
-	buf     []byte
-	kind    byte // of the last frame
-	b       *index.Builder
-	sets    uint32
-	now     identity // the last one read
+	r        *bufio.Reader
+	at, end  int64
+	buf      []byte
+	kind     byte // of the last frame
+	b        *index.Builder
+	sets     uint32
+	now      identity // the last one read
+	anchored bool
 }
 
 func (d *decoder) frame() error {
@@ -365,7 +373,16 @@ func (d *decoder) identity(p []byte) ([]byte, error) {
 	if d.now.cluster == 0 || d.now.token.Epoch == 0 || d.now.token.Revision <= 0 {
 		return nil, damaged("store %x, epoch %d, revision %d", d.now.cluster, d.now.token.Epoch, d.now.token.Revision)
 	}
-	return p[identitySize:], nil
+	p = p[identitySize:]
+	if !d.anchored {
+		return p, nil
+	}
+	anchor, p, err := cut(p)
+	if err != nil || len(anchor) > MaxAnchor {
+		return nil, damaged("the anchor is cut off or too long")
+	}
+	d.now.anchor = string(anchor)
+	return p, nil
 }
 
 // verify compares what was built with what it must be.
@@ -381,7 +398,7 @@ func (d *decoder) verify() error {
 func cut(b []byte) (encoding, rest []byte, err error) {
 	size, n := binary.Uvarint(b)
 	if n <= 0 || size > uint64(len(b)-n) {
-		return nil, nil, damaged("an encoding is cut off")
+		return nil, nil, damaged("a length reaches behind the end")
 	}
 	b = b[n:]
 	return b[:size], b[size:], nil

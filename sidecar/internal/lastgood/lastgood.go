@@ -17,22 +17,27 @@ import (
 type State struct {
 	Cluster uint64 // the store's id
 	Token   revision.Token
+	Anchor  string // of the feed's commit; at most [MaxAnchor] octets
 	Index   *index.Root
 }
 
-// identity is what is written down of a state beside its content, and proves the content.
+// MaxAnchor is how long an anchor may be, in octets.
+const MaxAnchor = 64
+
+// identity is what is written down of a state beside its content, and proves the content and where it came from.
 type identity struct {
 	cluster uint64
 	token   revision.Token
 	count   uint64
 	digest  allow.Digest
+	anchor  string
 }
 
 func (s State) identity() identity {
 	if s.Index == nil {
 		return identity{}
 	}
-	return identity{s.Cluster, s.Token, s.Index.Count(), s.Index.Digest()}
+	return identity{s.Cluster, s.Token, s.Index.Count(), s.Index.Digest(), s.Anchor}
 }
 
 // continues reports whether changes can lead from the other state to i.

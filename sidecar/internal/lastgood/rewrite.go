@@ -26,7 +26,7 @@ func (d *Dir) rewrite(ctx context.Context) {
 	if d.writing != nil || d.resting || d.taken.Index == nil {
 		return
 	}
-	if d.onDisk == newest && d.length-d.snapshot < max(d.cfg.FoldAt, d.snapshot/4) {
+	if d.onDisk == newest && !d.old && d.length-d.snapshot < max(d.cfg.FoldAt, d.snapshot/4) {
 		return
 	}
 	w := &rewrite{state: d.taken, path: d.path(fileNew)}
@@ -107,7 +107,7 @@ func (d *Dir) adopt(w *rewrite) error {
 	if d.file != nil {
 		_ = d.file.Close()
 	}
-	d.file, d.snapshot, d.length, d.onDisk = w.file, w.length, length, older
+	d.file, d.snapshot, d.length, d.onDisk, d.old = w.file, w.length, length, older, false
 	w.file = nil
 	if err := d.syncDir(); err != nil {
 		return err

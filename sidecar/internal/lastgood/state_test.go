@@ -54,6 +54,9 @@ func change(n int) (allow.ID, string) {
 	return mailbox(n % mailboxes), nets(uint32(n%5), 1+n%3)
 }
 
+// anchor is that of revision n. Before revision 3 there is none.
+func anchor(n int) string { return strings.Repeat(string(rune('a'+n%26)), max(0, min(n-2, MaxAnchor))) }
+
 // want is the content at revision n.
 func want(n int) map[allow.ID]string {
 	content := make(map[allow.ID]string)
@@ -82,7 +85,7 @@ func (s *source) next() (State, *Changes) {
 		panic(err)
 	}
 	c.Put(id, []byte(nets))
-	s.now = State{cluster, revision.Token{Epoch: epoch, Revision: int64(n)}, b.Build()}
+	s.now = State{cluster, revision.Token{Epoch: epoch, Revision: int64(n)}, anchor(n), b.Build()}
 	return s.now, c
 }
 
@@ -94,7 +97,7 @@ func (s *source) rebuilt(n int) (State, *Changes) {
 			panic(err)
 		}
 	}
-	s.now = State{cluster, revision.Token{Epoch: epoch, Revision: int64(n)}, b.Build()}
+	s.now = State{cluster, revision.Token{Epoch: epoch, Revision: int64(n)}, anchor(n), b.Build()}
 	return s.now, nil
 }
 
@@ -106,6 +109,8 @@ func difference(st State, n int) string {
 		return "there is no state"
 	case st.Cluster != cluster || st.Token != revision.Token{Epoch: epoch, Revision: int64(n)}:
 		return "it is " + st.Token.String()
+	case st.Anchor != anchor(n):
+		return "its anchor is " + st.Anchor
 	}
 	have := make(map[allow.ID]string)
 	var digest allow.Digest

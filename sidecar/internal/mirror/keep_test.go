@@ -6,13 +6,18 @@ import (
 	"io"
 	"math/rand/v2"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"google.golang.org/grpc/codes"
 
+	decisionv1 "github.com/allowednets/allowednets/gen/allowednets/decision/v1"
+	feedv1 "github.com/allowednets/allowednets/gen/allowednets/feed/v1"
+	"github.com/allowednets/allowednets/internal/rpcerr"
 	"github.com/allowednets/allowednets/sidecar/internal/lastgood"
 	"github.com/allowednets/allowednets/sidecar/internal/mirror"
 )
@@ -372,5 +377,61 @@ func TestChanged(t *testing.T) {
 		}
 		c.send(changes(three().commit(11)))
 		<-changed
+	})
+}
+
+// TestAnchor: every hello carries the anchor of the state that is enforced, whatever else it asks for.
+func TestAnchor(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		path := t.TempDir()
+		f, _ := onDisk(t, path)
+		was := three()
+		anchored := func(revision int64, anchor string) *feedv1.Commit {
+			commit := was.commit(revision)
+			commit.Anchor = []byte(anchor)
+			return commit
+		}
+		wantHello := func(c *conversation, revision int64, anchor string) {
+			t.Helper()
+			if h := c.hello; h.GetRevision() != revision || string(h.GetAnchor()) != anchor {
+				t.Errorf("hello %v; want revision %d and anchor %q", h, revision, anchor)
+			}
+		}
+		c := f.accept()
+		wantHello(c, 0, "")
+		c.send(welcome(cluster, epoch, true), changes(anchored(10, "ten"), was.entries()...))
+		c.acked(10)
+		c.send(changes(anchored(11, "eleven")))
+		c.acked(11)
+		c.send(changes(anchored(12, strings.Repeat("x", 65)))) // longer than there are
+		c = f.accept()
+		wantHello(c, 11, "eleven")
+		c.send(welcome(cluster, epoch, false), changes(content{}.commit(12))) // adds up to something else: all of it, please
+		c = f.accept()
+		wantHello(c, 0, "eleven")
+		f.wantState(11, was)
+		f.stop()
+
+		f, _ = onDisk(t, path)
+		c = f.accept()
+		wantHello(c, 11, "eleven")
+		c.send(welcome(cluster, epoch, false), changes(anchored(11, "eleven")))
+		c.acked(11)
+		c.end <- rpcerr.New(codes.FailedPrecondition, decisionv1.ErrorReason_ERROR_REASON_HISTORY_WENT_BACK, "it went back")
+		c = f.accept()
+		wantHello(c, 11, "eleven")
+		f.wantMetric("resyncs_total", "history_went_back", 1)
+		f.wantState(11, was)
+		c.send(welcome(cluster, epoch, false), changes(was.commit(12))) // of a server that has no anchors
+		c.acked(12)
+		f.stop()
+
+		f, _ = onDisk(t, path)
+		c = f.accept()
+		wantHello(c, 12, "")
+		c.send(welcome(cluster, epoch+1, true), changes(anchored(9, "nine"), was.entries()...))
+		c.acked(9)
+		c.end <- nil
+		wantHello(f.accept(), 9, "nine")
 	})
 }

@@ -68,6 +68,7 @@ type State struct {
 
 	token   revision.Token
 	cluster uint64
+	anchor  string
 }
 
 // Age returns how long before now the state was last known to be the newest one; false if it never was.
@@ -113,7 +114,7 @@ func New(cfg Config) (*Mirror, error) {
 }
 
 func newState(st lastgood.State) *State {
-	return &State{Index: st.Index, Revision: st.Token.String(), token: st.Token, cluster: st.Cluster}
+	return &State{Index: st.Index, Revision: st.Token.String(), token: st.Token, cluster: st.Cluster, anchor: st.Anchor}
 }
 
 // State returns the newest verified state, nil before the first one. It does not block or allocate.

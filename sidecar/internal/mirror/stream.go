@@ -118,7 +118,7 @@ func (m *Mirror) follow(parent context.Context) (inStep time.Duration, end *ende
 func (m *Mirror) hello() *feedv1.Hello {
 	h := &feedv1.Hello{Id: m.cfg.ID, Version: m.cfg.Version}
 	if st := m.State(); st != nil {
-		h.Cluster, h.Epoch = st.cluster, st.token.Epoch
+		h.Cluster, h.Epoch, h.Anchor = st.cluster, st.token.Epoch, []byte(st.anchor)
 		if !m.fromZero {
 			h.Revision = st.token.Revision
 		}
@@ -276,6 +276,8 @@ func (s *stream) onCommit(ctx context.Context, c *feedv1.Commit) *ended {
 		return endedf(causeCommit, "a commit with revision %d", token.Revision)
 	case len(c.GetDigest()) != len(allow.Digest{}):
 		return endedf(causeCommit, "a digest of %d octets", len(c.GetDigest()))
+	case len(c.GetAnchor()) > lastgood.MaxAnchor:
+		return endedf(causeCommit, "an anchor of %d octets", len(c.GetAnchor()))
 	case continues && token.Revision < old.token.Revision:
 		return endedf(causeRevision, "revision %d, but %d was applied", token.Revision, old.token.Revision)
 	case s.commits > 0 && token.Revision == s.applied:
@@ -287,7 +289,7 @@ func (s *stream) onCommit(ctx context.Context, c *feedv1.Commit) *ended {
 		return endedf(causeMismatch, "revision %d should have %d mailboxes with digest %x, but what was sent adds up to %d with %x",
 			token.Revision, c.GetCount(), digest, s.staged.Count(), s.staged.Digest())
 	}
-	verified := lastgood.State{Cluster: s.welcome.GetCluster(), Token: token, Index: s.staged.Build()}
+	verified := lastgood.State{Cluster: s.welcome.GetCluster(), Token: token, Anchor: string(c.GetAnchor()), Index: s.staged.Build()}
 	s.keep(ctx, verified)
 	next := newState(verified)
 	if continues {

@@ -260,7 +260,10 @@ type Hello struct {
 	// Epoch of that state; 0 without state.
 	Epoch uint64 `protobuf:"varint,4,opt,name=epoch,proto3" json:"epoch,omitempty"`
 	// Last applied revision; 0 without state, or to ask for everything again.
-	Revision      int64 `protobuf:"varint,5,opt,name=revision,proto3" json:"revision,omitempty"`
+	Revision int64 `protobuf:"varint,5,opt,name=revision,proto3" json:"revision,omitempty"`
+	// Commit.anchor of that state, also with revision 0; empty without one. Within the same store and epoch the server sends
+	// nothing unless its history holds that save. An anchor that the server cannot read is an INVALID_ARGUMENT.
+	Anchor        []byte `protobuf:"bytes,6,opt,name=anchor,proto3" json:"anchor,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -328,6 +331,13 @@ func (x *Hello) GetRevision() int64 {
 		return x.Revision
 	}
 	return 0
+}
+
+func (x *Hello) GetAnchor() []byte {
+	if x != nil {
+		return x.Anchor
+	}
+	return nil
 }
 
 // Ack says that a commit was verified and is enforced; with a state on disk also that no restart takes it back.
@@ -605,7 +615,11 @@ type Commit struct {
 	// How many mailboxes are restricted at that revision.
 	Count uint64 `protobuf:"varint,2,opt,name=count,proto3" json:"count,omitempty"`
 	// Sum modulo 2^128, big-endian, over restricted mailboxes, of the first 16 octets of SHA-256(id ‖ nets).
-	Digest        []byte `protobuf:"bytes,3,opt,name=digest,proto3" json:"digest,omitempty"`
+	Digest []byte `protobuf:"bytes,3,opt,name=digest,proto3" json:"digest,omitempty"`
+	// Names the newest save in the state, so that a server can tell later whether its store still holds it: an older history that
+	// went on has the revision too, but not the save. Opaque, at most 64 octets; empty if nothing was ever saved, or if the
+	// server is of a version without anchors.
+	Anchor        []byte `protobuf:"bytes,4,opt,name=anchor,proto3" json:"anchor,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -657,6 +671,13 @@ func (x *Commit) GetCount() uint64 {
 func (x *Commit) GetDigest() []byte {
 	if x != nil {
 		return x.Digest
+	}
+	return nil
+}
+
+func (x *Commit) GetAnchor() []byte {
+	if x != nil {
+		return x.Anchor
 	}
 	return nil
 }
@@ -778,13 +799,14 @@ const file_allowednets_feed_v1_feed_proto_rawDesc = "" +
 	"\achanges\x18\x02 \x01(\v2\x1c.allowednets.feed.v1.ChangesH\x00R\achanges\x12/\n" +
 	"\x04pong\x18\x03 \x01(\v2\x19.allowednets.feed.v1.PongH\x00R\x04pong\x122\n" +
 	"\x05drain\x18\x04 \x01(\v2\x1a.allowednets.feed.v1.DrainH\x00R\x05drainB\t\n" +
-	"\amessage\"}\n" +
+	"\amessage\"\x95\x01\n" +
 	"\x05Hello\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\tR\aversion\x12\x18\n" +
 	"\acluster\x18\x03 \x01(\x06R\acluster\x12\x14\n" +
 	"\x05epoch\x18\x04 \x01(\x04R\x05epoch\x12\x1a\n" +
-	"\brevision\x18\x05 \x01(\x03R\brevision\"!\n" +
+	"\brevision\x18\x05 \x01(\x03R\brevision\x12\x16\n" +
+	"\x06anchor\x18\x06 \x01(\fR\x06anchor\"!\n" +
 	"\x03Ack\x12\x1a\n" +
 	"\brevision\x18\x01 \x01(\x03R\brevision\"\x1c\n" +
 	"\x04Ping\x12\x14\n" +
@@ -798,11 +820,12 @@ const file_allowednets_feed_v1_feed_proto_rawDesc = "" +
 	"\x06commit\x18\x02 \x01(\v2\x1b.allowednets.feed.v1.CommitR\x06commit\"+\n" +
 	"\x05Entry\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\fR\x02id\x12\x12\n" +
-	"\x04nets\x18\x02 \x01(\fR\x04nets\"R\n" +
+	"\x04nets\x18\x02 \x01(\fR\x04nets\"j\n" +
 	"\x06Commit\x12\x1a\n" +
 	"\brevision\x18\x01 \x01(\x03R\brevision\x12\x14\n" +
 	"\x05count\x18\x02 \x01(\x04R\x05count\x12\x16\n" +
-	"\x06digest\x18\x03 \x01(\fR\x06digest\"8\n" +
+	"\x06digest\x18\x03 \x01(\fR\x06digest\x12\x16\n" +
+	"\x06anchor\x18\x04 \x01(\fR\x06anchor\"8\n" +
 	"\x04Pong\x12\x14\n" +
 	"\x05nonce\x18\x01 \x01(\x04R\x05nonce\x12\x1a\n" +
 	"\brevision\x18\x02 \x01(\x03R\brevision\"-\n" +

@@ -40,8 +40,9 @@ const (
 //	bookmarkable every stream begins with a commit, even if nothing changed.
 type FeedServiceClient interface {
 	// Sync opens the stream. The sidecar sends Hello once and first; the server answers Welcome once and first.
-	// Errors: FAILED_PRECONDITION/HISTORY_WENT_BACK if the sidecar has seen a later state than the store holds;
-	// UNAVAILABLE/OVERLOADED if the sidecar should come back later.
+	// Errors: FAILED_PRECONDITION/HISTORY_WENT_BACK if the sidecar has seen a later state than the store holds, or a save that
+	// the store does not hold; UNAVAILABLE/OVERLOADED if the sidecar should come back later, and
+	// UNAVAILABLE/STORE_UNAVAILABLE if etcd does not answer and its answer is needed.
 	Sync(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[SyncRequest, SyncResponse], error)
 }
 
@@ -82,8 +83,9 @@ type FeedService_SyncClient = grpc.BidiStreamingClient[SyncRequest, SyncResponse
 //	bookmarkable every stream begins with a commit, even if nothing changed.
 type FeedServiceServer interface {
 	// Sync opens the stream. The sidecar sends Hello once and first; the server answers Welcome once and first.
-	// Errors: FAILED_PRECONDITION/HISTORY_WENT_BACK if the sidecar has seen a later state than the store holds;
-	// UNAVAILABLE/OVERLOADED if the sidecar should come back later.
+	// Errors: FAILED_PRECONDITION/HISTORY_WENT_BACK if the sidecar has seen a later state than the store holds, or a save that
+	// the store does not hold; UNAVAILABLE/OVERLOADED if the sidecar should come back later, and
+	// UNAVAILABLE/STORE_UNAVAILABLE if etcd does not answer and its answer is needed.
 	Sync(grpc.BidiStreamingServer[SyncRequest, SyncResponse]) error
 	mustEmbedUnimplementedFeedServiceServer()
 }

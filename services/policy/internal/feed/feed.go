@@ -52,6 +52,8 @@ type Config struct {
 	Mirror *store.Mirror
 	// Barrier returns the mirror's state once it has every save acknowledged before the call.
 	Barrier func(context.Context) (store.State, error)
+	// Holds reports whether an epoch's history holds a save that was acknowledged before the call.
+	Holds func(ctx context.Context, epoch uint64, save store.Anchor) (bool, error)
 	// Tracker learns who is connected and what they enforce.
 	Tracker *propagation.Tracker
 	Log     *slog.Logger
@@ -209,6 +211,9 @@ func checkHello(hello *feedv1.Hello) error {
 	case hello.GetRevision() < 0:
 		return invalid("hello.revision", "must not be negative")
 	}
+	if _, ok := store.ParseAnchor(hello.GetAnchor()); !ok && len(hello.GetAnchor()) > 0 {
+		return invalid("hello.anchor", "must be empty or the anchor of a commit")
+	}
 	return nil
 }
 
@@ -223,25 +228,41 @@ func printable(s string) bool {
 
 // position returns the state a stream starts from. A sidecar without a state of this store first waits for the mirror to catch
 // up with etcd: it may have been restarted after it enforced a save that a replica cut off from etcd does not know. So does one
-// that is ahead of the mirror; if it still is then, the store's history went back and nothing may be sent.
+// that is ahead of the mirror; if it still is then, the store's history went back and nothing may be sent. Nor may anything be
+// sent, not even if all is asked for, if the history does not hold the newest save that the sidecar enforces: it went back, and
+// on from there.
 func (s *Service) position(ctx context.Context, hello *feedv1.Hello) (store.State, error) {
 	state, filled := s.cfg.Mirror.State()
 	if !filled {
 		return state, unavailable(decisionv1.ErrorReason_ERROR_REASON_NOT_SYNCED, "the store was not loaded yet")
 	}
-	if !restarts(hello, state) && !ahead(hello, state) {
-		return state, nil
-	}
 	ctx, cancel := context.WithTimeout(ctx, barrierTimeout)
 	defer cancel()
-	state, err := s.cfg.Barrier(ctx)
-	if err != nil {
-		return state, unavailable(decisionv1.ErrorReason_ERROR_REASON_STORE_UNAVAILABLE, "the store did not answer in time")
+	if restarts(hello, state) || ahead(hello, state) {
+		var err error
+		if state, err = s.cfg.Barrier(ctx); err != nil {
+			return state, silent()
+		}
+		if ahead(hello, state) {
+			return state, wentBack(hello.GetEpoch(), hello.GetRevision(), state)
+		}
 	}
-	if ahead(hello, state) {
-		return state, wentBack(hello.GetEpoch(), hello.GetRevision(), state)
+	save, claimed := store.ParseAnchor(hello.GetAnchor())
+	if !claimed || hello.GetCluster() != state.Store || hello.GetEpoch() != state.Epoch {
+		return state, nil
+	}
+	held, err := s.cfg.Holds(ctx, state.Epoch, save)
+	if err != nil {
+		return state, silent()
+	}
+	if !held {
+		return state, forked(hello.GetEpoch(), hello.GetRevision(), state)
 	}
 	return state, nil
+}
+
+func silent() error {
+	return unavailable(decisionv1.ErrorReason_ERROR_REASON_STORE_UNAVAILABLE, "the store did not answer in time")
 }
 
 // restarts reports whether a sidecar needs the whole state.
@@ -258,6 +279,12 @@ func wentBack(epoch uint64, revision int64, state store.State) error {
 	return rpcerr.New(codes.FailedPrecondition, decisionv1.ErrorReason_ERROR_REASON_HISTORY_WENT_BACK,
 		fmt.Sprintf("the sidecar is at epoch %d revision %d, the store only at epoch %d revision %d: after restoring a backup raise the epoch",
 			epoch, revision, state.Epoch, state.Revision))
+}
+
+func forked(epoch uint64, revision int64, state store.State) error {
+	return rpcerr.New(codes.FailedPrecondition, decisionv1.ErrorReason_ERROR_REASON_HISTORY_WENT_BACK,
+		fmt.Sprintf("the sidecar is at epoch %d revision %d and enforces a save that the store, at revision %d, does not hold: after restoring a backup raise the epoch",
+			epoch, revision, state.Revision))
 }
 
 func unavailable(reason decisionv1.ErrorReason, message string) error {

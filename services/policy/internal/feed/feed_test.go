@@ -69,7 +69,13 @@ type world struct {
 
 func newWorld(t *testing.T) *world {
 	t.Helper()
-	w := &world{t: t, etcd: etcdtest.Start(t), wire: &etcdtest.Wire{}, mirror: store.NewMirror(), metrics: prometheus.NewRegistry(), lis: bufconn.Listen(4 << 10)}
+	return newWorldOn(t, etcdtest.Start(t))
+}
+
+// newWorldOn is another policy service of the same etcd.
+func newWorldOn(t *testing.T, etcd *etcdtest.Etcd) *world {
+	t.Helper()
+	w := &world{t: t, etcd: etcd, wire: &etcdtest.Wire{}, mirror: store.NewMirror(), metrics: prometheus.NewRegistry(), lis: bufconn.Listen(4 << 10)}
 	w.writer = w.open(&etcdtest.Wire{})
 	log := slog.New(slog.DiscardHandler)
 	timing := store.Timing{Tail: 20 * time.Millisecond, Stall: 100 * time.Millisecond, Scrub: time.Hour, Retry: 20 * time.Millisecond}
@@ -77,7 +83,9 @@ func newWorld(t *testing.T) *world {
 	if w.replica, err = store.NewReplica(w.open(w.wire), w.mirror, timing, log, w.metrics); err != nil {
 		t.Fatal(err)
 	}
-	w.feed, err = feed.New(feed.Config{Mirror: w.mirror, Barrier: w.replica.Barrier, Tracker: propagation.NewTracker(), Log: log, Metrics: w.metrics})
+	w.feed, err = feed.New(feed.Config{
+		Mirror: w.mirror, Barrier: w.replica.Barrier, Holds: w.replica.Holds, Tracker: propagation.NewTracker(), Log: log, Metrics: w.metrics,
+	})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -216,8 +224,9 @@ type sidecar struct {
 	// breach is told of guarantees that are broken.
 	breach func(format string, args ...any)
 
-	at    position
-	state map[string]string // id → nets, at the revision
+	at     position
+	anchor []byte            // of the commit at the revision
+	state  map[string]string // id → nets, at the revision
 
 	// of the stream
 	rpc               feedv1.FeedService_SyncClient
@@ -258,7 +267,7 @@ func (c *sidecar) open(hello *feedv1.Hello) {
 // resume opens a stream that goes on from the state.
 func (c *sidecar) resume() {
 	c.w.t.Helper()
-	c.open(&feedv1.Hello{Id: "test", Cluster: c.at.cluster, Epoch: c.at.epoch, Revision: c.at.revision})
+	c.open(&feedv1.Hello{Id: "test", Cluster: c.at.cluster, Epoch: c.at.epoch, Revision: c.at.revision, Anchor: c.anchor})
 }
 
 func (c *sidecar) send(msg *feedv1.SyncRequest) {
@@ -328,7 +337,7 @@ func (c *sidecar) apply(changes *feedv1.Changes) {
 	if sum := digest(c.staged); commit.GetCount() != uint64(len(c.staged)) || !bytes.Equal(commit.GetDigest(), sum) {
 		c.breach("at revision %d %d mailboxes with digest %x add up to %d with %x", commit.GetRevision(), commit.GetCount(), commit.GetDigest(), len(c.staged), sum)
 	}
-	c.at.revision, c.state = commit.GetRevision(), maps.Clone(c.staged)
+	c.at.revision, c.anchor, c.state = commit.GetRevision(), commit.GetAnchor(), maps.Clone(c.staged)
 	c.commits++
 }
 
@@ -600,6 +609,8 @@ func TestHello(t *testing.T) {
 	revision := w.save("alice@example.com", false)
 	state := w.await(revision)
 	const fieldInvalid, wentBack = decisionv1.ErrorReason_ERROR_REASON_FIELD_INVALID, decisionv1.ErrorReason_ERROR_REASON_HISTORY_WENT_BACK
+	other := slices.Clone(state.Anchor.Bytes())
+	other[len(other)-1]++
 	hello := func(change func(*feedv1.Hello)) *feedv1.SyncRequest {
 		h := &feedv1.Hello{Id: "test", Version: "1", Cluster: state.Store, Epoch: state.Epoch, Revision: revision}
 		change(h)
@@ -624,6 +635,13 @@ func TestHello(t *testing.T) {
 		{name: "of a higher epoch, from zero", first: hello(func(h *feedv1.Hello) { h.Epoch++; h.Revision = 0 }), code: codes.FailedPrecondition, reason: wentBack},
 		{name: "ahead", first: hello(func(h *feedv1.Hello) { h.Revision++ }), code: codes.FailedPrecondition, reason: wentBack},
 		{name: "far ahead", first: hello(func(h *feedv1.Hello) { h.Revision = 1<<63 - 1 }), code: codes.FailedPrecondition, reason: wentBack},
+		{name: "with its anchor", first: hello(func(h *feedv1.Hello) { h.Anchor = state.Anchor.Bytes() })},
+		{name: "from zero, with its anchor", first: hello(func(h *feedv1.Hello) { h.Anchor, h.Revision = state.Anchor.Bytes(), 0 }), restart: true},
+		{name: "with another anchor", first: hello(func(h *feedv1.Hello) { h.Anchor = other }), code: codes.FailedPrecondition, reason: wentBack},
+		{name: "from zero, with another anchor", first: hello(func(h *feedv1.Hello) { h.Anchor, h.Revision = other, 0 }), code: codes.FailedPrecondition, reason: wentBack},
+		{name: "with another anchor of a lower epoch", first: hello(func(h *feedv1.Hello) { h.Anchor = other; h.Epoch-- }), restart: true},
+		{name: "with another anchor of another store", first: hello(func(h *feedv1.Hello) { h.Anchor = other; h.Cluster++ }), restart: true},
+		{name: "with half an anchor", first: hello(func(h *feedv1.Hello) { h.Anchor = other[:20] }), code: codes.InvalidArgument, reason: fieldInvalid, field: "hello.anchor"},
 		{name: "longest names", first: hello(func(h *feedv1.Hello) { h.Id, h.Version = strings.Repeat("ü", 127)+"x", strings.Repeat("v", 255) })},
 		{name: "no version", first: hello(func(h *feedv1.Hello) { h.Version = "" })},
 		{name: "no id", first: hello(func(h *feedv1.Hello) { h.Id = "" }), code: codes.InvalidArgument, reason: fieldInvalid, field: "hello.id"},
@@ -804,6 +822,137 @@ func TestEpochRaised(t *testing.T) {
 	c.until(0)
 	if c.at.epoch != 2 || c.from != 0 || len(c.state) != 2 {
 		t.Errorf("after the epoch was raised: %+v from %d, %d mailboxes", c.at, c.from, len(c.state))
+	}
+	c.check(w.etcd.History())
+}
+
+// TestRestoredBackup: an older history has grown beyond what a sidecar has seen. None that enforces a save which it does not hold
+// gets anything, until the epoch is raised; the others go on.
+func TestRestoredBackup(t *testing.T) {
+	t.Parallel()
+	for _, tt := range []struct {
+		name        string
+		lost, since int
+	}{
+		{name: "and as many saves", lost: 1, since: 1},
+		{name: "and several saves", lost: 3, since: 12},
+		{name: "and more than a stream takes at once", lost: 3, since: 5000},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			w := newWorld(t).start()
+			w.save("alice@example.com", false)
+			early, late := w.sidecar(), w.sidecar()
+			early.resume()
+			early.until(w.save("bob@example.com", false))
+			early.cancel()
+			w.await(w.save("carol@example.com", false))
+			backup := w.etcd.Backup()
+			late.resume()
+			for range tt.lost { // the last of them restricts bob
+				late.until(w.save("dave@example.com", false))
+				late.until(w.save("bob@example.com", false))
+			}
+			late.cancel()
+			w.etcd.Restore(backup)
+			if tt.since > 1000 {
+				w.fill(tt.since, nthList(t, 1))
+			} else {
+				for range tt.since {
+					w.save("dave@example.com", false)
+					w.save("bob@example.com", true)
+				}
+			}
+			now := newWorldOn(t, w.etcd).start()
+			if at := now.await(0).Revision; at < late.at.revision {
+				t.Fatalf("the other history is at %d, the sidecar at %d", at, late.at.revision)
+			}
+			move := func(c *sidecar, opened *world) *sidecar {
+				moved := opened.sidecar()
+				moved.at, moved.anchor, moved.state = c.at, c.anchor, c.state
+				return moved
+			}
+			refused := func(what string) {
+				t.Helper()
+				c := move(late, now)
+				c.resume()
+				_, err := c.end()
+				wantError(t, err, codes.FailedPrecondition, decisionv1.ErrorReason_ERROR_REASON_HISTORY_WENT_BACK)
+				if c.messages > 0 {
+					t.Errorf("%s: %d messages came before", what, c.messages)
+				}
+				c.at.revision = 0
+				c.resume()
+				_, err = c.end()
+				wantError(t, err, codes.FailedPrecondition, decisionv1.ErrorReason_ERROR_REASON_HISTORY_WENT_BACK)
+			}
+			refused("at first")
+			w.save("bob@example.com", true)
+			w.save("carol@example.com", true)
+			now.await(w.save("erin@example.com", false))
+			refused("after more saves")
+			early = move(early, now)
+			early.resume()
+			early.until(0)
+			if early.from == 0 {
+				t.Error("a sidecar of what both histories share got everything")
+			}
+			early.check(w.etcd.History())
+			// Without an anchor, nothing is known but the revision.
+			old := now.sidecar()
+			old.at, old.breach = late.at, func(string, ...any) {} // it finds out by the digest
+			old.resume()
+			if msg, err := old.recv(); err != nil || msg.GetWelcome() == nil {
+				t.Errorf("a sidecar without an anchor got %v, %v", msg, err)
+			}
+			now.meta(2)
+			healed := move(late, now)
+			now.until("the new epoch", func() bool { return now.await(0).Epoch == 2 })
+			healed.resume()
+			healed.until(0)
+			if healed.at.epoch != 2 || healed.from != 0 {
+				t.Errorf("after the epoch was raised: %+v from %d", healed.at, healed.from)
+			}
+			healed.check(w.etcd.History())
+		})
+	}
+}
+
+// TestSilentStore: whether its save is there cannot be found out, so a sidecar gets nothing and comes back.
+func TestSilentStore(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t).start()
+	c, newest := w.sidecar(), w.sidecar()
+	c.resume()
+	c.until(w.save("alice@example.com", false))
+	c.cancel()
+	w.save("bob@example.com", false)
+	now := newWorldOn(t, w.etcd).start()
+	newest.resume()
+	newest.until(w.save("carol@example.com", false))
+	newest.cancel()
+	now.await(newest.at.revision)
+	now.wire.OnCall(func(context.Context, any, any, func() error) error { return errWire })
+	for _, s := range []struct {
+		*sidecar
+		known bool
+	}{{c, false}, {newest, true}} {
+		moved := now.sidecar()
+		moved.at, moved.anchor, moved.state = s.at, s.anchor, s.state
+		moved.resume()
+		if s.known {
+			moved.until(0)
+			continue
+		}
+		_, err := moved.end()
+		wantError(t, err, codes.Unavailable, decisionv1.ErrorReason_ERROR_REASON_STORE_UNAVAILABLE)
+		c = moved
+	}
+	now.wire.OnCall(nil)
+	c.resume()
+	c.until(0)
+	if c.from == 0 {
+		t.Error("it got everything")
 	}
 	c.check(w.etcd.History())
 }

@@ -101,7 +101,9 @@ func (st *stream) send(b store.Batch) error {
 	changes := &feedv1.Changes{Entries: entries(b.Entries)}
 	if b.Head {
 		st.sent.Store(&commit{revision: b.State.Revision, at: time.Now()})
-		changes.Commit = &feedv1.Commit{Revision: b.State.Revision, Count: b.State.Count, Digest: b.State.Digest[:]}
+		changes.Commit = &feedv1.Commit{
+			Revision: b.State.Revision, Count: b.State.Count, Digest: b.State.Digest[:], Anchor: b.State.Anchor.Bytes(),
+		}
 	}
 	if err := st.rpc.Send(&feedv1.SyncResponse{Message: &feedv1.SyncResponse_Changes{Changes: changes}}); err != nil {
 		return err

@@ -17,6 +17,7 @@ type State struct {
 	Epoch    uint64
 	Revision int64  // of the newest save
 	Version  int64  // number of saves ever
+	Anchor   Anchor // of the newest save, which is older than Revision if meta was written since
 	Count    uint64 // restricted mailboxes
 	Digest   allow.Digest
 }
@@ -47,7 +48,7 @@ type Mirror struct {
 	mu          sync.RWMutex
 	filled      bool
 	state       State
-	entries     map[allow.Mailbox]*Entry
+	entries     map[allow.ID]*Entry
 	byRevision  []*Entry            // rising revisions; superseded entries stay until compact
 	domains     map[string][]string // sorted restricted mailboxes of each domain that has any
 	domainNames []string            // its keys, sorted; replaced, never changed in place
@@ -56,7 +57,7 @@ type Mirror struct {
 
 // NewMirror returns an empty mirror.
 func NewMirror() *Mirror {
-	return &Mirror{entries: make(map[allow.Mailbox]*Entry), domains: make(map[string][]string), changed: make(chan struct{})}
+	return &Mirror{entries: make(map[allow.ID]*Entry), domains: make(map[string][]string), changed: make(chan struct{})}
 }
 
 // State returns the position; ok is false until the mirror was filled.
@@ -108,7 +109,7 @@ func (m *Mirror) After(cursor, skipCleared int64, maxEntries, maxBytes int) Batc
 			return b
 		}
 		b.Next = e.Revision
-		if m.entries[e.Mailbox] != e || len(e.Encoding) == 0 && e.Revision <= skipCleared {
+		if m.entries[e.ID] != e || len(e.Encoding) == 0 && e.Revision <= skipCleared {
 			continue
 		}
 		b.Entries = append(b.Entries, e)
@@ -130,7 +131,7 @@ func (m *Mirror) Domain(domain, after string, limit int) (page []Record, total i
 	}
 	for _, name := range names[i:min(i+limit, len(names))] {
 		mailbox, _ := allow.ParseMailbox(name) // canonical: it came from one
-		page = append(page, m.entries[mailbox].Record)
+		page = append(page, m.entries[mailbox.ID()].Record)
 	}
 	return page, len(names)
 }
@@ -161,17 +162,17 @@ func (m *Mirror) All(after allow.Mailbox, limit int) (page []Record, total int) 
 func (m *Mirror) Lookup(mailbox allow.Mailbox) (Entry, State) {
 	m.mu.RLock()
 	defer m.mu.RUnlock()
-	if e := m.entries[mailbox]; e != nil {
+	if e := m.entries[mailbox.ID()]; e != nil {
 		return *e, m.state
 	}
 	return Entry{}, m.state
 }
 
 // get returns a mailbox's entry, or nil.
-func (m *Mirror) get(mailbox allow.Mailbox) *Entry {
+func (m *Mirror) get(id allow.ID) *Entry {
 	m.mu.RLock()
 	defer m.mu.RUnlock()
-	return m.entries[mailbox]
+	return m.entries[id]
 }
 
 // revisions returns the revision of every record.
@@ -179,23 +180,23 @@ func (m *Mirror) revisions() map[allow.Mailbox]int64 {
 	m.mu.RLock()
 	defer m.mu.RUnlock()
 	revs := make(map[allow.Mailbox]int64, len(m.entries))
-	for mailbox, e := range m.entries {
-		revs[mailbox] = e.Revision
+	for _, e := range m.entries {
+		revs[e.Mailbox] = e.Revision
 	}
 	return revs
 }
 
 // apply adds the record of the next save.
-func (m *Mirror) apply(rec Record, version int64) {
+func (m *Mirror) apply(rec Record, version int64, anchor Anchor) {
 	e := newEntry(rec)
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.put(e)
 	m.byRevision = append(m.byRevision, e)
 	if len(m.byRevision) > 2*len(m.entries)+1024 {
-		m.byRevision = slices.DeleteFunc(m.byRevision, func(e *Entry) bool { return m.entries[e.Mailbox] != e })
+		m.byRevision = slices.DeleteFunc(m.byRevision, func(e *Entry) bool { return m.entries[e.ID] != e })
 	}
-	m.state.Revision, m.state.Version = rec.Revision, version
+	m.state.Revision, m.state.Version, m.state.Anchor = rec.Revision, version, anchor
 	m.announce()
 }
 
@@ -220,7 +221,7 @@ func (m *Mirror) replace(records []Record, state State) {
 // put makes e the entry of its mailbox, in all indexes but byRevision.
 func (m *Mirror) put(e *Entry) {
 	was := false
-	if old := m.entries[e.Mailbox]; old != nil && len(old.Encoding) > 0 {
+	if old := m.entries[e.ID]; old != nil && len(old.Encoding) > 0 {
 		was = true
 		m.state.Count--
 		m.state.Digest = m.state.Digest.Sub(old.digest)
@@ -230,7 +231,7 @@ func (m *Mirror) put(e *Entry) {
 		m.state.Count++
 		m.state.Digest = m.state.Digest.Add(e.digest)
 	}
-	m.entries[e.Mailbox] = e
+	m.entries[e.ID] = e
 	if was == is {
 		return
 	}

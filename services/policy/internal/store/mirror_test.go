@@ -124,7 +124,7 @@ func TestMirrorAgainstModel(t *testing.T) {
 						rec.List = lists[rnd.IntN(len(lists))]
 					}
 					rec.Version = n.records[rec.Mailbox.String()].Version + 1
-					m.apply(rec, n.state.Version+1)
+					m.apply(rec, n.state.Version+1, Anchor{})
 					n.put(rec)
 				case p < 61:
 					m.replace(slices.Collect(maps.Values(n.records)), n.state)
@@ -219,7 +219,7 @@ func TestMirrorWait(t *testing.T) {
 	}
 	m.replace(nil, State{Store: 7, Epoch: 1, Revision: 2})
 	for v := range int64(10) {
-		m.apply(Record{Mailbox: mailbox(t, "a@example.com"), List: nthList(t, int(v)), Revision: 3 + v, Version: v + 1}, v+1)
+		m.apply(Record{Mailbox: mailbox(t, "a@example.com"), List: nthList(t, int(v)), Revision: 3 + v, Version: v + 1}, v+1, Anchor{})
 	}
 	waiting.Wait()
 }
@@ -265,7 +265,7 @@ func BenchmarkMirror(b *testing.B) {
 			next.Revision, next.Version = next.Revision+1, next.Version+1
 			rec := records[i%size]
 			rec.Revision, rec.Version = next.Revision, rec.Version+1
-			m.apply(rec, next.Version)
+			m.apply(rec, next.Version, Anchor{})
 		}
 	})
 	b.Run("snapshot", func(b *testing.B) {

@@ -10,12 +10,16 @@ import (
 	"math/rand/v2"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"go.etcd.io/etcd/api/v3/mvccpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
+	"google.golang.org/grpc"
+
+	"github.com/allowednets/allowednets/internal/allow"
 )
 
 // Timing says how often a [Replica] looks after itself. A zero field means its default.
@@ -43,6 +47,7 @@ func (t Timing) withDefaults() Timing {
 var (
 	errGap     = errors.New("the watch skipped, repeated or reordered saves")
 	errStalled = errors.New("the watch stays behind")
+	errBroken  = errors.New("the watch's stream broke")
 	errBack    = errors.New("etcd's history went back, or meta changed")
 	errScrub   = errors.New("the mirror differs from etcd")
 )
@@ -61,6 +66,9 @@ type Replica struct {
 	damaged prometheus.Gauge
 
 	flights flights
+	anchors anchors
+	looking [64]chan struct{} // one search per anchor, so that many who ask for the same cost one
+	newest  allow.Mailbox     // of the mirror's newest save; of Run alone
 }
 
 // NewReplica returns a replica that fills mirror once it runs.
@@ -74,6 +82,9 @@ func NewReplica(s *Store, mirror *Mirror, timing Timing, log *slog.Logger, reg p
 		damaged: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "allowednets_policy_store_damaged", Help: "1 while etcd's records contradict themselves; the last good state stays in force.",
 		}),
+	}
+	for i := range r.looking {
+		r.looking[i] = make(chan struct{}, 1)
 	}
 	gauge := func(name, help string, value func(State) float64) prometheus.Collector {
 		return prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, func() float64 {
@@ -129,7 +140,7 @@ func (r *Replica) Run(ctx context.Context) error {
 		}
 		cause = causeOf(err)
 		r.log.WarnContext(ctx, "following etcd was interrupted", "error", err, "load", cause)
-		if cause == "" && !errors.Is(err, errStalled) && !pause(ctx, r.timing.Retry) {
+		if cause == "" && time.Since(began) < r.timing.Retry && !pause(ctx, r.timing.Retry) {
 			return ctx.Err()
 		}
 	}
@@ -181,10 +192,17 @@ func (r *Replica) load(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if old, filled := r.mirror.State(); filled && (h.epoch < old.Epoch ||
-		h.epoch == old.Epoch && (h.version < old.Version || h.revision < old.Revision)) {
-		return fmt.Errorf("%w: it went back from save %d at revision %d of epoch %d to save %d at revision %d of epoch %d: after restoring a backup raise the epoch",
-			ErrDamaged, old.Version, old.Revision, old.Epoch, h.version, h.revision, h.epoch)
+	if err := r.continues(ctx, h); err != nil {
+		return err
+	}
+	var anchor Anchor
+	var newest allow.Mailbox
+	if h.newest != nil {
+		_, rec, err := decodeChange(h.newest, h.epoch)
+		if err != nil {
+			return err
+		}
+		newest, anchor = rec.Mailbox, newAnchor(rec.Mailbox.ID(), rec.Version, h.newest)
 	}
 	var records []Record
 	var versions int64
@@ -205,10 +223,43 @@ func (r *Replica) load(ctx context.Context) error {
 			ErrDamaged, versions, h.version)
 	}
 	r.damaged.Set(0)
-	r.mirror.replace(records, State{Store: h.id, Epoch: h.epoch, Revision: h.revision, Version: h.version})
+	r.newest = newest
+	r.anchors.remember(h.epoch, anchor, true)
+	r.mirror.replace(records, State{Store: h.id, Epoch: h.epoch, Revision: h.revision, Version: h.version, Anchor: anchor})
 	r.log.InfoContext(ctx, "loaded from etcd", "records", len(records), "revision", h.revision, "saves", h.version,
 		"store", fmt.Sprintf("%x", h.id), "epoch", h.epoch)
 	return nil
+}
+
+// continues makes sure that what etcd holds now is the mirror's history, gone on, or of a higher epoch.
+func (r *Replica) continues(ctx context.Context, h head) error {
+	old, filled := r.mirror.State()
+	if !filled || h.epoch > old.Epoch {
+		return nil
+	}
+	if h.epoch < old.Epoch || h.version < old.Version || h.revision < old.Revision {
+		return fmt.Errorf("%w: it went back from save %d at revision %d of epoch %d to save %d at revision %d of epoch %d: after restoring a backup raise the epoch",
+			ErrDamaged, old.Version, old.Revision, old.Epoch, h.version, h.revision, h.epoch)
+	}
+	err := r.unforked(ctx)
+	if errors.Is(err, errBack) {
+		err = fmt.Errorf("%w: it went on to save %d at revision %d of epoch %d, but does not hold save %d, which was made at revision %d: after restoring a backup raise the epoch",
+			ErrDamaged, h.version, h.revision, h.epoch, old.Version, old.Revision)
+	}
+	return err
+}
+
+// unforked makes sure that etcd holds the mirror's newest save; if not, that is [errBack].
+func (r *Replica) unforked(ctx context.Context) error {
+	state, _ := r.mirror.State()
+	if state.Version == 0 {
+		return nil
+	}
+	held, err := r.store.holds(ctx, r.newest, state.Epoch, state.Anchor)
+	if err == nil && !held {
+		err = errBack
+	}
+	return err
 }
 
 // scan calls use for every record at the revision, ordered by key; opts may ask for keys only.
@@ -274,22 +325,30 @@ func (r *Replica) follow(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	client, err := r.store.cfg.dial() // a watch shares no connection with big reads: they starve it
+	client, err := r.store.cfg.dial(oneStream()) // a watch shares no connection with big reads: they starve it
 	if err != nil {
 		return err
 	}
 	defer func() { _ = client.Close() }()
 
 	ctx, cancel := context.WithCancel(ctx)
-	tails, scrubs := make(chan tail), make(chan error)
+	tails, wrong := make(chan tail), make(chan error)
 	var background sync.WaitGroup
 	defer background.Wait()
 	defer cancel()
 	background.Go(func() { r.readTails(ctx, tails) })
-	background.Go(func() { r.scrubAlways(ctx, scrubs) })
-	// Watch returns only once etcd has confirmed it, which a watch that hangs from its beginning never does.
+	background.Go(func() { r.scrubAlways(ctx, wrong) })
+	// Watch returns only once etcd has confirmed it, which a watch that hangs from its beginning never does. Only then is etcd
+	// asked whether its history is the mirror's: it may have been away, and have come back with a backup.
 	begun := make(chan clientv3.WatchChan, 1)
-	background.Go(func() { begun <- client.Watch(clientv3.WithRequireLeader(ctx), logKey, clientv3.WithRev(from)) })
+	background.Go(func() {
+		watch := client.Watch(clientv3.WithRequireLeader(ctx), logKey, clientv3.WithRev(from))
+		if err := r.unforked(ctx); err != nil {
+			report(ctx, wrong, err)
+			return
+		}
+		begun <- watch
+	})
 
 	var watch clientv3.WatchChan
 	var told time.Time   // when the log last heard that etcd does not answer
@@ -331,10 +390,26 @@ func (r *Replica) follow(ctx context.Context) error {
 			case time.Since(behind) >= r.timing.Stall:
 				return errStalled
 			}
-		case err := <-scrubs:
+		case err := <-wrong:
 			return err
 		}
 	}
+}
+
+// oneStream lets a client open one stream. etcd's client opens another when a watch breaks, and would go on in whatever history
+// answers then, without a word to us.
+func oneStream() grpc.DialOption {
+	var opened atomic.Bool
+	return grpc.WithChainStreamInterceptor(func(ctx context.Context, desc *grpc.StreamDesc, conn *grpc.ClientConn, method string,
+		open grpc.Streamer, opts ...grpc.CallOption,
+	) (grpc.ClientStream, error) {
+		if opened.Load() {
+			return nil, errBroken
+		}
+		stream, err := open(ctx, desc, conn, method, opts...)
+		opened.Store(err == nil)
+		return stream, err
+	})
 }
 
 // watchFrom returns the revision from which a watch continues the mirror. If nothing was saved since, that is after now:
@@ -375,13 +450,16 @@ func (r *Replica) applyNext(event *clientv3.Event) error {
 		return err
 	}
 	var version int64
-	if e := r.mirror.get(rec.Mailbox); e != nil {
+	if e := r.mirror.get(rec.Mailbox.ID()); e != nil {
 		version = e.Version
 	}
 	if rec.Version != version+1 {
 		return fmt.Errorf("%w: version %d of a mailbox after version %d", errGap, rec.Version, version)
 	}
-	r.mirror.apply(rec, event.Kv.Version)
+	anchor := newAnchor(rec.Mailbox.ID(), rec.Version, event.Kv)
+	r.anchors.remember(state.Epoch, anchor, true)
+	r.newest = rec.Mailbox
+	r.mirror.apply(rec, event.Kv.Version, anchor)
 	return nil
 }
 
@@ -404,7 +482,8 @@ func (t tail) check() error {
 	case errors.Is(t.err, ErrNotCreated), errors.Is(t.err, ErrDamaged), errors.Is(t.err, ErrForeign):
 		return t.err
 	case t.err == nil && (t.head.id != t.before.Store || t.head.epoch != t.before.Epoch || t.head.version < t.before.Version ||
-		cmp.Compare(t.head.version, t.before.Version) != cmp.Compare(t.head.revision, t.before.Revision)):
+		cmp.Compare(t.head.version, t.before.Version) != cmp.Compare(t.head.revision, t.before.Revision) ||
+		t.head.version == t.before.Version && t.head.newest != nil && !t.before.Anchor.of(t.head.newest)):
 		return errBack
 	}
 	return nil
@@ -432,11 +511,15 @@ func (r *Replica) scrubAlways(ctx context.Context, out chan<- error) {
 			}
 			return
 		}
-		select {
-		case out <- err:
-		case <-ctx.Done():
-		}
+		report(ctx, out, err)
 	})
+}
+
+func report(ctx context.Context, out chan<- error, err error) {
+	select {
+	case out <- err:
+	case <-ctx.Done():
+	}
 }
 
 func every(ctx context.Context, d time.Duration, do func()) {
@@ -502,6 +585,41 @@ func (r *Replica) Barrier(ctx context.Context) (State, error) {
 		return s.Store == t.head.id && s.Epoch == t.head.epoch && s.Version >= t.head.version
 	})
 	return state, wrap("waiting for the newest save", err)
+}
+
+// Holds reports whether the history of an epoch holds the save that an anchor names, if that save was acknowledged before the call.
+// What it does not know it looks up in etcd, once for all who ask at the same time.
+// Errors: [ErrUnavailable], also if the store is of another epoch by now.
+func (r *Replica) Holds(ctx context.Context, epoch uint64, anchor Anchor) (bool, error) {
+	if held, known := r.anchors.recall(epoch, anchor); known {
+		return held, nil
+	}
+	state, err := r.Barrier(ctx)
+	if err != nil {
+		return false, err
+	}
+	if state.Epoch != epoch {
+		return false, fmt.Errorf("%w: epoch %d was asked for, and it is %d by now", ErrUnavailable, epoch, state.Epoch)
+	}
+	looking := r.looking[int(anchor[len(anchor)-1])%len(r.looking)]
+	select {
+	case looking <- struct{}{}:
+		defer func() { <-looking }()
+	case <-ctx.Done():
+		return false, wrap("waiting for a search", ctx.Err())
+	}
+	if held, known := r.anchors.recall(epoch, anchor); known {
+		return held, nil
+	}
+	held := false
+	// The mirror has every mailbox that was ever saved, and how often it was.
+	if e := r.mirror.get(anchor.id()); e != nil && anchor.version() <= e.Version {
+		if held, err = r.store.holds(ctx, e.Mailbox, epoch, anchor); err != nil {
+			return false, err
+		}
+	}
+	r.anchors.remember(epoch, anchor, held)
+	return held, nil
 }
 
 // flights shares linearizable reads: whoever joins gets a read that began after it joined, and at most one runs at a time.

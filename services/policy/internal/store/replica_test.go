@@ -821,6 +821,10 @@ func TestBackupRestored(t *testing.T) {
 		{name: "to fewer saves"},
 		{name: "to fewer saves, and then more", later: 3},
 		{name: "to lower revisions, and then more saves", unrelated: 50, later: 15},
+		// Now neither number nor revision tells. The first of these is the very same as before.
+		{name: "and then as many saves", later: 10},
+		{name: "and then one more", later: 11},
+		{name: "and then many more", later: 30},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
@@ -837,7 +841,7 @@ func TestBackupRestored(t *testing.T) {
 			w.wire.OnCall(func(context.Context, any, any, func() error) error { return errWire }) // it does not look meanwhile
 			w.wire.OnRecv(func(context.Context, any, func() error) error { return errWire })
 			w.etcd.Restore(backup)
-			w.saves, w.listed = w.saves+1000, [7]bool{} // other lists than before
+			w.otherwise()
 			w.save(tt.later)
 			w.wire.OnCall(nil)
 			w.wire.OnRecv(nil)
@@ -854,6 +858,54 @@ func TestBackupRestored(t *testing.T) {
 			w.save(5)
 			w.await()
 		})
+	}
+}
+
+// otherwise makes the ten saves since the backup again: of the same mailboxes in the same order, but with other lists.
+func (w *world) otherwise() {
+	w.saves, w.listed = w.saves-10+35*100, [7]bool{}
+}
+
+// TestBackupRestoredBelowAWatch: the replica is cut off, but for its watch, which breaks and could go on by itself: the other
+// history has the next save's number, at a revision to come.
+func TestBackupRestoredBelowAWatch(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.save(20)
+	backup := w.etcd.Backup()
+	w.save(9)
+	w.start(quick).await()
+	w.save(1) // by a watch
+	good := w.await()
+	w.lost = w.etcd.History()
+	w.wire.OnCall(func(context.Context, any, any, func() error) error { return errWire })
+	w.etcd.Restore(backup)
+	w.otherwise()
+	w.save(15)
+	<-time.After(20 * quick.Retry)
+	if s, _ := w.mirror.State(); s != good {
+		t.Errorf("the mirror went from %+v to %+v", good, s)
+	}
+	w.wire.OnCall(nil)
+	until(t, "the notice", w.damaged)
+	if s, _ := w.mirror.State(); s != good {
+		t.Errorf("the mirror went from %+v to %+v", good, s)
+	}
+}
+
+// TestTailOfAnotherHistory: the same number of saves at the same revision may be another history all the same.
+func TestTailOfAnotherHistory(t *testing.T) {
+	t.Parallel()
+	kv := &mvccpb.KeyValue{Key: []byte(logKey), Value: []byte("a change"), ModRevision: 9, Version: 4}
+	before := State{Store: 7, Epoch: 1, Revision: 9, Version: 4, Anchor: newAnchor(mailbox(t, "alice@example.com").ID(), 2, kv)}
+	same := tail{before: before, head: head{meta: meta{id: 7, epoch: 1}, revision: 9, version: 4, newest: kv}}
+	if err := same.check(); err != nil {
+		t.Errorf("the same: %v", err)
+	}
+	other := same
+	other.head.newest = &mvccpb.KeyValue{Key: kv.Key, Value: []byte("another change"), ModRevision: 9, Version: 4}
+	if err := other.check(); !errors.Is(err, errBack) {
+		t.Errorf("another: %v", err)
 	}
 }
 
@@ -1096,11 +1148,11 @@ func TestScrubFindsOurFault(t *testing.T) {
 	w.start(timing).await()
 	w.witness.testify(t, w.etcd.History())
 	w.mirror.mu.Lock()
-	e := w.mirror.entries[mailbox(t, "user1@example.com")]
-	delete(w.mirror.entries, e.Mailbox)
+	e := w.mirror.entries[mailbox(t, "user1@example.com").ID()]
+	delete(w.mirror.entries, e.ID)
 	w.mirror.mu.Unlock()
 	until(t, "a load", func() bool { return w.loads()["scrub"] > 0 })
-	until(t, "the cure", func() bool { return w.mirror.get(e.Mailbox) != nil })
+	until(t, "the cure", func() bool { return w.mirror.get(e.ID) != nil })
 	w.witness = observe(w.mirror)
 }
 

@@ -13,6 +13,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"time"
 
 	"go.etcd.io/etcd/api/v3/mvccpb"
@@ -104,13 +105,13 @@ func Open(ctx context.Context, cfg Config, create bool) (*Store, error) {
 // Close ends the connections.
 func (s *Store) Close() error { return s.client.Close() }
 
-func (c Config) dial() (*clientv3.Client, error) {
+func (c Config) dial(more ...grpc.DialOption) (*clientv3.Client, error) {
 	client, err := clientv3.New(clientv3.Config{
 		Endpoints:            c.Endpoints,
 		TLS:                  c.TLS,
 		Username:             c.User,
 		Password:             c.Password,
-		DialOptions:          c.DialOptions,
+		DialOptions:          slices.Concat(c.DialOptions, more),
 		DialTimeout:          opTimeout, // of logging in, if there is a user
 		DialKeepAliveTime:    10 * time.Second,
 		DialKeepAliveTimeout: 5 * time.Second,
@@ -196,9 +197,10 @@ func (s *Store) RaiseEpoch(ctx context.Context, epoch uint64) error {
 type head struct {
 	meta
 	cluster  uint64
-	revision int64 // of the newest save, or of meta if that is newer
-	version  int64 // number of saves ever
-	at       int64 // etcd's revision at the read
+	revision int64            // of the newest save, or of meta if that is newer
+	version  int64            // number of saves ever
+	newest   *mvccpb.KeyValue // the newest save's audit record; nil if version is 0
+	at       int64            // etcd's revision at the read
 }
 
 // meta is the store's identity.
@@ -212,13 +214,13 @@ type meta struct {
 func (s *Store) head(ctx context.Context) (head, error) {
 	ctx, cancel := context.WithTimeout(ctx, opTimeout)
 	defer cancel()
-	resp, err := s.client.Txn(ctx).Then(clientv3.OpGet(metaKey), clientv3.OpGet(logKey, clientv3.WithKeysOnly())).Commit()
+	resp, err := s.client.Txn(ctx).Then(clientv3.OpGet(metaKey), clientv3.OpGet(logKey)).Commit()
 	if err != nil {
 		return head{}, wrap("reading the newest save", err)
 	}
 	h := head{cluster: resp.Header.ClusterId, at: resp.Header.Revision}
 	if kvs := resp.Responses[1].GetResponseRange().Kvs; len(kvs) == 1 {
-		h.revision, h.version = kvs[0].ModRevision, kvs[0].Version
+		h.revision, h.version, h.newest = kvs[0].ModRevision, kvs[0].Version, kvs[0]
 	}
 	h.meta, err = s.identity(resp.Header.ClusterId, resp.Responses[0].GetResponseRange().Kvs)
 	if errors.Is(err, ErrNotCreated) && h.version > 0 {
@@ -226,6 +228,26 @@ func (s *Store) head(ctx context.Context) (head, error) {
 	}
 	h.revision = max(h.revision, h.mod)
 	return h, err
+}
+
+// holds reports whether there is the save of a mailbox that an anchor names, by a linearizable read. Audit records are written
+// once and never deleted. If the store is of another epoch by now, that is [ErrUnavailable].
+func (s *Store) holds(ctx context.Context, mailbox allow.Mailbox, epoch uint64, anchor Anchor) (bool, error) {
+	ctx, cancel := context.WithTimeout(ctx, opTimeout)
+	defer cancel()
+	resp, err := s.client.Txn(ctx).Then(clientv3.OpGet(metaKey), clientv3.OpGet(changeKey(mailbox, anchor.version()))).Commit()
+	if err != nil {
+		return false, wrap("looking for a save", err)
+	}
+	meta, err := s.identity(resp.Header.ClusterId, resp.Responses[0].GetResponseRange().Kvs)
+	if err != nil {
+		return false, err
+	}
+	if meta.epoch != epoch {
+		return false, fmt.Errorf("looking for a save of epoch %d: %w: the epoch is %d by now", epoch, ErrUnavailable, meta.epoch)
+	}
+	kvs := resp.Responses[1].GetResponseRange().Kvs
+	return len(kvs) == 1 && anchor.of(kvs[0]), nil
 }
 
 // identity decodes meta and refuses an answer of another etcd cluster, or of another store, than the first one that answered.
