@@ -10,7 +10,7 @@ import (
 // BenchmarkIsolation: what a tenth of the readers costs the rest when it is frozen (SIGSTOP) or slow (one message in 200 ms).
 // Rounds with and without take turns. p99-ms is that of the rest, x-without that next to the rounds without.
 func BenchmarkIsolation(b *testing.B) {
-	const sidecars, rate, pairs = 1000, 20, 4
+	const sidecars, rate, pairs = 1000, 20, 3
 	c := newChain(b, true)
 	rest := startHerd(b, c.Stack, "rest", c.policy.Address)
 	tenth := startHerd(b, c.Stack, "tenth", c.policy.Address)

@@ -306,7 +306,7 @@ func BenchmarkPropagation(b *testing.B) {
 				// One save and one write of the floor share a second, or seconds of them take turns.
 				turns, over := 5, time.Second
 				if rate == 1 {
-					turns, over = 8, time.Second/2
+					turns, over = 6, time.Second/2
 				}
 				var r round
 				c.burst(b, &round{}, rate, over, herds...) // what the herd saw while it grew
