@@ -352,7 +352,8 @@ const (
 	ErrorReason_ERROR_REASON_NOT_SYNCED ErrorReason = 10
 	// INTERNAL: a fault of ours; the log has the cause.
 	ErrorReason_ERROR_REASON_INTERNAL ErrorReason = 11
-	// FAILED_PRECONDITION: the caller has seen a later state than the store holds. A backup was restored without raising the epoch.
+	// FAILED_PRECONDITION: the caller has seen a later state, or a save, that the store does not hold. A backup was restored without
+	// raising the epoch.
 	ErrorReason_ERROR_REASON_HISTORY_WENT_BACK ErrorReason = 12
 	// UNAVAILABLE: the server sheds load or stops; try again after a while, perhaps elsewhere.
 	ErrorReason_ERROR_REASON_OVERLOADED ErrorReason = 13
