@@ -39,6 +39,13 @@ func main() {
 	os.Exit(code)
 }
 
+// Buffers of a connection, of which a large host has thousands: idle ones hold the first, those that write the second. A TLS record
+// has at most 16 KiB.
+const (
+	readBuffer  = 4 << 10
+	writeBuffer = 16 << 10
+)
+
 // run is the process. It returns the exit code: 0 after ctx ended, 1 if something broke, 2 if the command line cannot work.
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	command := serve.Command{
@@ -213,7 +220,8 @@ func (p *process) build(lists *store.Store) (b built, err error) {
 	})
 	b.rpcs, err = serve.NewGRPC(serve.GRPCConfig{
 		Credentials: p.credentials, Callers: p.callers.rpcs, Log: p.log, Metrics: p.registry,
-		MaxConnectionAge: maxConnectionAge, Options: p.options,
+		MaxConnectionAge: maxConnectionAge,
+		Options:          append([]grpc.ServerOption{grpc.ReadBufferSize(readBuffer), grpc.WriteBufferSize(writeBuffer)}, p.options...),
 	}, func(r grpc.ServiceRegistrar) {
 		policyv1.RegisterPolicyServiceServer(r, policies)
 		feedv1.RegisterFeedServiceServer(r, b.feeds)

@@ -9,7 +9,9 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"runtime"
 	"sync"
+	"sync/atomic"
 	"time"
 	"unicode"
 
@@ -37,6 +39,12 @@ const (
 	snapshotTimeout = time.Minute
 	barrierTimeout  = 5 * time.Second
 	retryAfter      = 2 * time.Second
+	// ackPatience is how long a commit waits for the acknowledgement of the one before. A sidecar whose disk hangs acknowledges
+	// nothing and still has to learn of restrictions.
+	ackPatience = 200 * time.Millisecond
+	// streamGap times the open streams is the shortest time between two commits of a stream: all of them together are sent ten
+	// thousand a second, for which this process needs about half a processor.
+	streamGap = 100 * time.Microsecond
 )
 
 // Config is what a [Service] works on.
@@ -58,6 +66,8 @@ type Service struct {
 	cfg       Config
 	rate      *rate.Limiter
 	snapshots chan struct{}
+	turn      chan struct{}
+	open      atomic.Int64 // streams
 	draining  chan struct{}
 	drain     sync.Once
 
@@ -71,7 +81,7 @@ type Service struct {
 func New(cfg Config) (*Service, error) {
 	s := &Service{
 		cfg: cfg, rate: rate.NewLimiter(newPerSecond, newPerSecond),
-		snapshots: make(chan struct{}, snapshots), draining: make(chan struct{}),
+		snapshots: make(chan struct{}, snapshots), turn: make(chan struct{}, runtime.GOMAXPROCS(0)), draining: make(chan struct{}),
 		streams: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "allowednets_policy_feed_streams_total", Help: "Streams of sidecars by how they began: resume, snapshot or refused.",
 		}, []string{"start"}),
@@ -127,7 +137,7 @@ func (s *Service) sync(rpc grpc.BidiStreamingServer[feedv1.SyncRequest, feedv1.S
 	st := &stream{
 		rpc: rpc, mirror: s.cfg.Mirror, barrier: s.cfg.Barrier, draining: s.draining, entries: s.entries, ackDelay: s.ackDelay,
 		identity: state, cursor: hello.GetRevision(),
-		pings: make(chan uint64, 1), pongs: make(chan *feedv1.Pong, 1), received: make(chan error, 1),
+		pings: make(chan uint64, 1), pongs: make(chan *feedv1.Pong, 1), received: make(chan error, 1), acked: make(chan struct{}, 1), turn: s.turn, open: &s.open,
 	}
 	if restarts(hello, state) {
 		st.restart, st.cursor, st.skipCleared = true, 0, state.Revision
@@ -146,6 +156,8 @@ func (s *Service) sync(rpc grpc.BidiStreamingServer[feedv1.SyncRequest, feedv1.S
 	}
 	s.connected.Inc()
 	defer s.connected.Dec()
+	s.open.Add(1)
+	defer s.open.Add(-1)
 	s.cfg.Log.InfoContext(rpc.Context(), "feed stream begins", "sidecar", hello.GetId(), "caller", serve.Caller(rpc.Context()),
 		"version", hello.GetVersion(), "from", st.cursor, "restart", st.restart)
 	st.session = s.cfg.Tracker.Connect(hello.GetId(), serve.Caller(rpc.Context()))

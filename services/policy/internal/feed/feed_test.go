@@ -490,6 +490,7 @@ func TestGuarantees(t *testing.T) {
 					return
 				}
 				if c.commits > commits {
+					c.send(&feedv1.SyncRequest{Message: &feedv1.SyncRequest_Ack{Ack: &feedv1.Ack{Revision: c.at.revision}}})
 					mu.Lock()
 					seen = append(seen, sight{c.at, c.state})
 					mu.Unlock()
@@ -1255,6 +1256,29 @@ func TestSlowSidecar(t *testing.T) {
 	slow.check(h)
 	if slow.commits >= quick.commits-5 {
 		t.Errorf("the slow sidecar got %d commits, the quick one %d", slow.commits, quick.commits)
+	}
+}
+
+// TestCommitsDoNotQueueUp: a sidecar that has not acknowledged a commit gets another one now and then, and in it all that was saved
+// meanwhile.
+func TestCommitsDoNotQueueUp(t *testing.T) {
+	t.Parallel()
+	const patience = 200 * time.Millisecond
+	w := newWorld(t).start()
+	busy := w.sidecar()
+	busy.resume()
+	busy.until(0)
+	begun := time.Now()
+	var revision int64
+	for i := range 40 {
+		revision = w.save(fmt.Sprintf("user%d@example.com", i), false)
+	}
+	took := time.Since(begun)
+	busy.until(revision)
+	busy.check(w.etcd.History())
+	// The first one, one as soon as there is patience for it again, and one after the last save.
+	if most := 3 + int(took/patience); busy.commits > most {
+		t.Errorf("%d commits for 40 saves in %v; want at most %d", busy.commits, took, most)
 	}
 }
 

@@ -41,12 +41,16 @@ type stream struct {
 	pings    chan uint64       // newest ping
 	pongs    chan *feedv1.Pong // newest pong
 	received chan error        // why receiving ended
+	acked    chan struct{}     // the newest commit sent was acknowledged
+	turn     chan struct{}     // of all streams
+	open     *atomic.Int64     // streams
 }
 
 // commit is a commit on its way to being enforced.
 type commit struct {
 	revision int64
 	at       time.Time
+	acked    atomic.Bool
 }
 
 // run owns sending. Two goroutines beside it receive, and answer pings; both end with the stream's context, which gRPC
@@ -64,7 +68,15 @@ func (st *stream) run() error {
 		return err
 	}
 	for {
+		// One after the other, in the order of coming: a save that wakes a thousand streams at once would let the next save, and
+		// all else that this process does, wait behind them. Nobody waits for another's Send.
+		select {
+		case st.turn <- struct{}{}:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
 		b := st.mirror.After(st.cursor, st.skipCleared, batchEntries, batchBytes)
+		<-st.turn
 		switch {
 		case b.State.Store != st.identity.Store || b.State.Epoch != st.identity.Epoch:
 			return unavailable(decisionv1.ErrorReason_ERROR_REASON_OVERLOADED, "the store has another epoch; say hello again")
@@ -86,10 +98,7 @@ func (st *stream) run() error {
 
 // send sends a batch and moves the cursor.
 func (st *stream) send(b store.Batch) error {
-	changes := &feedv1.Changes{Entries: make([]*feedv1.Entry, len(b.Entries))}
-	for i, e := range b.Entries {
-		changes.Entries[i] = &feedv1.Entry{Id: e.ID[:], Nets: e.Encoding}
-	}
+	changes := &feedv1.Changes{Entries: entries(b.Entries)}
 	if b.Head {
 		st.sent.Store(&commit{revision: b.State.Revision, at: time.Now()})
 		changes.Commit = &feedv1.Commit{
@@ -108,7 +117,20 @@ func (st *stream) send(b store.Batch) error {
 	return nil
 }
 
-// wait returns nil when there is more to send: at once in the middle of catching up, otherwise when the mirror changes.
+// entries is what a batch says, allocated as a whole: a snapshot has as many as there are mailboxes.
+func entries(batch []*store.Entry) []*feedv1.Entry {
+	values, all := make([]feedv1.Entry, len(batch)), make([]*feedv1.Entry, len(batch))
+	for i, e := range batch {
+		values[i].Id, values[i].Nets = e.ID[:], e.Encoding
+		all[i] = &values[i]
+	}
+	return all
+}
+
+// wait returns nil when there is more to send: at once in the middle of catching up, otherwise when the mirror has changed and
+// the sidecar has acknowledged what it was sent, or is late with that, but not before the stream's gap has passed. So commits do
+// not queue up before a sidecar, or before this process, that needs longer for one than saves take to follow each other: what
+// was saved meanwhile comes at once, in the next one.
 func (st *stream) wait(ctx context.Context, b store.Batch) error {
 	changed := b.Changed
 	if !b.Head {
@@ -116,6 +138,8 @@ func (st *stream) wait(ctx context.Context, b store.Batch) error {
 		close(ready)
 		changed = ready
 	}
+	var acked <-chan struct{} // once there is more to send
+	var pause <-chan time.Time
 	for {
 		select {
 		case err := <-st.received:
@@ -131,9 +155,24 @@ func (st *stream) wait(ctx context.Context, b store.Batch) error {
 			if err := st.rpc.Send(&feedv1.SyncResponse{Message: &feedv1.SyncResponse_Pong{Pong: pong}}); err != nil {
 				return err
 			}
+			continue
 		case <-changed:
+			changed, acked = nil, st.acked
+		case <-acked:
+		case <-pause:
+		}
+		sent := st.sent.Load()
+		if !b.Head || sent == nil {
 			return nil
 		}
+		rest := ackPatience
+		if sent.acked.Load() {
+			rest = time.Duration(st.open.Load()) * streamGap
+		}
+		if rest = time.Until(sent.at.Add(rest)); rest <= 0 {
+			return nil
+		}
+		pause = time.After(rest)
 	}
 }
 
@@ -170,6 +209,8 @@ func (st *stream) acknowledge(rev int64) error {
 	}
 	if rev == sent.revision {
 		st.ackDelay.Observe(time.Since(sent.at).Seconds())
+		sent.acked.Store(true)
+		replace(st.acked, struct{}{})
 	}
 	st.session.Ack(revision.Token{Epoch: st.identity.Epoch, Revision: rev})
 	return nil
