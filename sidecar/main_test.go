@@ -572,7 +572,7 @@ func sorted(labels []string) string {
 }
 
 // freeAddress returns a loopback address that nobody listened on a moment ago.
-func freeAddress(t *testing.T) string {
+func freeAddress(t testing.TB) string {
 	t.Helper()
 	lis, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {

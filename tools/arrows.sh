@@ -28,7 +28,7 @@ never() {
 # Doors do not know each other: without one door's file, no other door may fail to compile. Every file that is not named
 # as shared here is a door.
 doors() {
-  local dir=sidecar/internal/check shared=' decider.go denial.go fault.go http.go label.go text.go word.go ' door line
+  local dir=sidecar/internal/check shared=' decider.go denial.go fault.go flat.go http.go label.go text.go word.go ' door line
   [[ -d $dir ]] || return 0
   local -a files
   read -ra files < <(go list -e -f '{{join .GoFiles " "}}' "./$dir")

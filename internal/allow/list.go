@@ -286,8 +286,9 @@ func (l List) Encode() []byte {
 
 // FormatNet returns the canonical text of a net (RFC 5952), which for a single address is the bare address.
 func FormatNet(p netip.Prefix) string {
+	var buf [len("ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff/128")]byte // one allocation instead of two
 	if p.IsSingleIP() {
-		return p.Addr().String()
+		return string(p.Addr().AppendTo(buf[:0]))
 	}
-	return p.String()
+	return string(p.AppendTo(buf[:0]))
 }

@@ -1,72 +1,84 @@
 package check_test
 
 import (
-	"context"
+	"encoding/binary"
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
-	"net"
 	"net/netip"
-	"path/filepath"
-	"runtime"
+	"os"
 	"slices"
 	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
 
+	"github.com/gaissmai/bart"
 	"github.com/prometheus/client_golang/prometheus"
-	"google.golang.org/grpc"
-	"google.golang.org/grpc/credentials/insecure"
 
-	checkv1 "github.com/allowednets/allowednets/gen/allowednets/check/v1"
 	decisionv1 "github.com/allowednets/allowednets/gen/allowednets/decision/v1"
 	"github.com/allowednets/allowednets/internal/allow"
-	"github.com/allowednets/allowednets/internal/serve"
+	"github.com/allowednets/allowednets/sidecar/internal/benchtest"
 	"github.com/allowednets/allowednets/sidecar/internal/check"
 	"github.com/allowednets/allowednets/sidecar/internal/index"
 	"github.com/allowednets/allowednets/sidecar/internal/mirror"
 )
 
-const million = 1_000_000
+// share is how many mailboxes of a world have the same list.
+const share = 20
 
-// world is a million restricted mailboxes with three nets each, of which twenty share a list, and a question that is allowed
-// for each of them, in random order.
+// world is many restricted mailboxes with three nets each, and questions that are allowed about as many of them as there is
+// room for, in random order.
 type world struct {
+	n         int
 	writer    *index.Writer
 	questions []check.Request
-	ids       []allow.ID // of the questions' mailboxes
-	encodings [][]byte   // and their nets
 }
 
-// bigWorld is made once: it takes a second and a half.
-var bigWorld = sync.OnceValue(func() *world {
-	w := &world{
-		writer: index.NewWriter(), questions: make([]check.Request, million),
-		ids: make([]allow.ID, million), encodings: make([][]byte, million),
-	}
-	b := w.writer.Rebuild()
-	for at, i := range rand.New(rand.NewPCG(1, 1)).Perm(million) {
-		name := fmt.Sprintf("user%07d@customer%04d.example.org", i, i/500)
-		mailbox, err := allow.ParseMailbox(name)
-		if err != nil {
-			panic(err)
-		}
-		first := netip.AddrFrom4([4]byte{8, byte(i / 20 >> 8), byte(i / 20), 0})
-		list := fmt.Sprintf("%v/24 9.%d.%d.9 2a00:1450:%x::/48", first, byte(i/20>>8), byte(i/20), i/20)
-		l, err := allow.Rules{}.ParseText(list)
-		if err != nil {
-			panic(err)
-		}
-		w.ids[at], w.encodings[at] = mailbox.ID(), l.Encode()
-		w.questions[at] = check.Request{Mailbox: name, Client: first.Next().String(), Service: decisionv1.Service_SERVICE_IMAP}
-		if err := b.Put(w.ids[at], w.encodings[at]); err != nil {
-			panic(err)
+func newWorld(b *testing.B, n int) *world {
+	b.Helper()
+	w := &world{n: n, writer: index.NewWriter(), questions: make([]check.Request, min(n, 1<<20))}
+	bld := w.writer.Rebuild()
+	var encoding []byte
+	for i := range n {
+		encoding = netsOf(encoding[:0], i, false)
+		if err := bld.Put(idOf(b, i), encoding); err != nil {
+			b.Fatal(err)
 		}
 	}
-	b.Build()
+	bld.Build()
+	rnd := rand.New(rand.NewPCG(1, 1))
+	for at := range w.questions {
+		i := rnd.IntN(n)
+		client := netip.AddrFrom4([4]byte{20 + byte(i/share>>16), byte(i / share >> 8), byte(i / share), 1})
+		w.questions[at] = check.Request{Mailbox: nameOf(i), Client: client.String(), Service: decisionv1.Service_SERVICE_IMAP}
+	}
 	return w
-})
+}
+
+func nameOf(i int) string { return fmt.Sprintf("user%08d@customer%05d.example.org", i, i/500) }
+
+func idOf(b *testing.B, i int) allow.ID {
+	mailbox, err := allow.ParseMailbox(nameOf(i))
+	if err != nil {
+		b.Fatal(err)
+	}
+	return mailbox.ID()
+}
+
+// netsOf appends the encoding of the nets of a mailbox: two IPv4 networks, of 256 addresses and of one, and an IPv6 one. With
+// own set, it is another list, with the same first network, that nobody else has.
+func netsOf(e []byte, i int, own bool) []byte {
+	list := uint32(i / share)
+	e = append(binary.BigEndian.AppendUint32(append(e, 4), 20<<24+list<<8), 24)
+	single := 120<<24 + list
+	if own {
+		single = 130<<24 + uint32(i)
+	}
+	e = append(binary.BigEndian.AppendUint32(append(e, 4), single), 32)
+	e = append(binary.BigEndian.AppendUint32(append(e, 6), 0x2a001450), byte(list>>16), byte(list>>8), byte(list))
+	return append(append(e, make([]byte, 9)...), 56)
+}
 
 // decider returns a decider on the world as it is.
 func (w *world) decider(b *testing.B) (*check.Decider, *atomic.Pointer[mirror.State]) {
@@ -80,214 +92,149 @@ func (w *world) decider(b *testing.B) (*check.Decider, *atomic.Pointer[mirror.St
 	return d, state
 }
 
-// update saves lists again, a thousand times a second, until stop is called.
-func (w *world) update(state *atomic.Pointer[mirror.State]) (stop func()) {
-	ctx, cancel := context.WithCancel(context.Background())
+// update gives mailboxes a list of their own, and then the shared one back, so many times a second until stop is called. Each
+// change makes a root, as one save does.
+func (w *world) update(b *testing.B, state *atomic.Pointer[mirror.State], perSecond int) (stop func()) {
+	if perSecond == 0 {
+		return func() {}
+	}
+	done := make(chan struct{})
 	var running sync.WaitGroup
 	running.Go(func() {
 		tick := time.NewTicker(time.Millisecond)
 		defer tick.Stop()
-		for i := 0; ; i++ {
+		var encoding []byte
+		for began, made := time.Now(), 0; ; {
 			select {
-			case <-ctx.Done():
+			case <-done:
+				// b.Loop begins with one round, which may be over before the first tick.
+				if due := perSecond * int(time.Since(began).Milliseconds()) / 1000; made < due-due/10-perSecond/10 {
+					b.Errorf("only %d of %d changes", made, due)
+				}
 				return
 			case <-tick.C:
 			}
-			b := w.writer.Edit()
-			n := i * 7919 % million
-			if err := b.Put(w.ids[n], nil); err != nil {
-				panic(err)
+			for due := perSecond * int(time.Since(began).Milliseconds()) / 1000; made < due; made++ {
+				i := made / 2 * 7919 % w.n
+				encoding = netsOf(encoding[:0], i, made%2 == 0)
+				bld := w.writer.Edit()
+				if err := bld.Put(idOf(b, i), encoding); err != nil {
+					b.Error(err)
+					return
+				}
+				state.Store(&mirror.State{Index: bld.Build(), Revision: "1-1", Proven: time.Now()})
 			}
-			if err := b.Put(w.ids[n], w.encodings[n]); err != nil {
-				panic(err)
-			}
-			state.Store(&mirror.State{Index: b.Build(), Revision: "1-1", Proven: time.Now()})
 		}
 	})
 	return func() {
-		cancel()
+		close(done)
 		running.Wait()
 	}
 }
 
-// compare runs batches of two things by turns, so that both see the same machine, and reports what one of each takes and the
-// median of the batches' ratios.
-func compare(b *testing.B, batch int, floor, thing func()) {
-	b.Helper()
-	took := func(f func()) float64 {
-		began := time.Now()
+// sizes are numbers of mailboxes. Ten million take minutes and gigabytes: ALLOWEDNETS_BENCH_LARGE=1.
+func sizes() []int {
+	s := []int{100_000, 1_000_000}
+	if os.Getenv("ALLOWEDNETS_BENCH_LARGE") != "" {
+		s = append(s, 10_000_000)
+	}
+	return s
+}
+
+// timesOf is a [benchtest.Side]: f, again and again.
+func timesOf(name string, batch int, f func()) benchtest.Side {
+	return benchtest.Side{Name: name, Round: func(times *benchtest.Times) int {
 		for range batch {
-			f()
-		}
-		return float64(time.Since(began)) / float64(batch)
-	}
-	var floors, things, ratios []float64
-	for b.Loop() {
-		f, t := took(floor), took(thing)
-		floors, things, ratios = append(floors, f), append(things, t), append(ratios, t/f)
-	}
-	b.ReportMetric(0, "ns/op")
-	for unit, values := range map[string][]float64{"floor-ns": floors, "ns": things, "ratio": ratios} {
-		slices.Sort(values)
-		b.ReportMetric(values[len(values)/2], unit)
-	}
-}
-
-// BenchmarkDecide is a decision for a random mailbox, next to a floor: SHA-256 of the name, one lookup in a Go map, one
-// match of an address that is already parsed.
-func BenchmarkDecide(b *testing.B) {
-	w := bigWorld()
-	sets := make(map[allow.ID]*allow.Set, million)
-	shared := make(map[string]*allow.Set)
-	mailboxes, clients := make([]allow.Mailbox, million), make([]netip.Addr, million)
-	for i, q := range w.questions {
-		e := string(w.encodings[i])
-		if shared[e] == nil {
-			set, err := allow.DecodeSet(w.encodings[i])
-			if err != nil {
-				b.Fatal(err)
+			if times == nil {
+				f()
+				continue
 			}
-			shared[e] = set
-		}
-		sets[w.ids[i]] = shared[e]
-		mailboxes[i], _ = allow.ParseMailbox(q.Mailbox)
-		clients[i] = netip.MustParseAddr(q.Client)
-	}
-	d, state := w.decider(b)
-	i, j := 0, 0
-	floor := func() {
-		if _, ok := sets[mailboxes[i].ID()].Match(clients[i]); !ok {
-			b.Fatal("not allowed")
-		}
-		i = (i + 1) % million
-	}
-	decide := func() {
-		if dec, err := d.Decide(b.Context(), w.questions[j]); err != nil || dec.Reason != matched {
-			b.Fatal(dec.Reason, err)
-		}
-		j = (j + 1) % million
-	}
-	b.Run("still", func(b *testing.B) {
-		b.ReportAllocs()
-		compare(b, 10_000, floor, decide)
-	})
-	b.Run("1000_updates_per_second", func(b *testing.B) {
-		defer w.update(state)()
-		compare(b, 10_000, floor, decide)
-	})
-	b.Run("each_with_1000_updates_per_second", func(b *testing.B) {
-		defer w.update(state)()
-		var took []time.Duration
-		for b.Loop() {
 			began := time.Now()
-			decide()
-			took = append(took, time.Since(began))
+			f()
+			times.Add(time.Since(began))
 		}
-		slices.Sort(took)
-		b.ReportMetric(float64(took[len(took)/2]), "p50-ns")
-		b.ReportMetric(float64(took[len(took)*99/100]), "p99-ns")
-	})
+		return batch
+	}}
 }
 
-// noop answers like the gRPC door, without looking.
-type noop struct {
-	checkv1.UnimplementedCheckServiceServer
-	resp *checkv1.CheckResponse
-}
-
-func (n *noop) Check(context.Context, *checkv1.CheckRequest) (*checkv1.CheckResponse, error) {
-	return n.resp, nil
-}
-
-func (n *noop) CheckStream(stream grpc.BidiStreamingServer[checkv1.CheckStreamRequest, checkv1.CheckStreamResponse]) error {
-	for {
-		if _, err := stream.Recv(); err != nil {
-			return nil //nolint:nilerr // the client went
-		}
-		if err := stream.Send(&checkv1.CheckStreamResponse{Check: n.resp}); err != nil {
-			return err
-		}
-	}
-}
-
-// overSocket serves a CheckService on a unix socket as main does.
-func overSocket(b *testing.B, service checkv1.CheckServiceServer) checkv1.CheckServiceClient {
-	b.Helper()
-	server, err := serve.NewGRPC(serve.GRPCConfig{
-		Credentials: insecure.NewCredentials(), Log: slog.New(slog.DiscardHandler), Metrics: prometheus.NewRegistry(),
-		Workers: uint32(4 * runtime.GOMAXPROCS(0)),
-	}, func(r grpc.ServiceRegistrar) { checkv1.RegisterCheckServiceServer(r, service) })
-	if err != nil {
-		b.Fatal(err)
-	}
-	path := filepath.Join(b.TempDir(), "s.sock")
-	lis, err := new(net.ListenConfig).Listen(b.Context(), "unix", path)
-	if err != nil {
-		b.Fatal(err)
-	}
-	ctx, cancel := context.WithCancel(b.Context())
-	ended := make(chan error, 1)
-	go func() { ended <- server.Run(ctx, nil, lis) }()
-	conn, err := grpc.NewClient("unix:"+path, grpc.WithTransportCredentials(insecure.NewCredentials()))
-	if err != nil {
-		b.Fatal(err)
-	}
-	b.Cleanup(func() {
-		_ = conn.Close()
-		cancel()
-		if err := <-ended; err != nil {
-			b.Error(err)
-		}
-	})
-	return checkv1.NewCheckServiceClient(conn)
-}
-
-// BenchmarkSocket is Check and CheckStream over a unix socket, next to calls that exchange the same messages and do nothing.
-func BenchmarkSocket(b *testing.B) {
-	w := bigWorld()
-	d, _ := w.decider(b)
-	faults, err := check.NewFaults(slog.New(slog.DiscardHandler), prometheus.NewRegistry())
-	if err != nil {
-		b.Fatal(err)
-	}
-	requests := make([]*checkv1.CheckStreamRequest, 1<<14)
-	for i := range requests {
-		q := w.questions[i]
-		requests[i] = &checkv1.CheckStreamRequest{Check: request(q.Mailbox, q.Client, q.Service)}
-	}
-	door := check.NewGRPC(d, faults, nil)
-	resp, err := door.Check(b.Context(), requests[0].GetCheck())
-	if err != nil {
-		b.Fatal(err)
-	}
-	floor, thing := overSocket(b, &noop{resp: resp}), overSocket(b, door)
-	unary := func(client checkv1.CheckServiceClient) func() {
-		i := 0
-		return func() {
-			resp, err := client.Check(b.Context(), requests[i].GetCheck())
-			if err != nil || resp.GetDecision().GetReason() != matched {
-				b.Fatal(resp, err)
+// BenchmarkDecide is a decision for a random mailbox, canonicalisation and id included, next to a floor: SHA-256 of the name,
+// one lookup in a Go map, and one in a table of package bart, of names and addresses that are parsed already.
+func BenchmarkDecide(b *testing.B) {
+	for _, n := range sizes() {
+		b.Run(fmt.Sprintf("mailboxes=%d", n), func(b *testing.B) {
+			w := newWorld(b, n)
+			d, state := w.decider(b)
+			lists, tables := make(map[allow.ID]uint32, n), make([]bart.Lite, (n+share-1)/share)
+			var encoding []byte
+			for i := range n {
+				lists[idOf(b, i)] = uint32(i / share)
+				if i%share == 0 {
+					encoding = netsOf(encoding[:0], i, false)
+					for _, net := range []netip.Prefix{
+						netip.PrefixFrom(netip.AddrFrom4([4]byte(encoding[1:])), 24),
+						netip.PrefixFrom(netip.AddrFrom4([4]byte(encoding[7:])), 32),
+						netip.PrefixFrom(netip.AddrFrom16([16]byte(encoding[13:])), 56),
+					} {
+						tables[i/share].Insert(net)
+					}
+				}
 			}
-			i = (i + 1) % len(requests)
-		}
-	}
-	stream := func(client checkv1.CheckServiceClient) func() {
-		stream, err := client.CheckStream(b.Context())
-		if err != nil {
-			b.Fatal(err)
-		}
-		i := 0
-		return func() {
-			if err := stream.Send(requests[i]); err != nil {
-				b.Fatal(err)
+			mailboxes, clients := make([]allow.Mailbox, len(w.questions)), make([]netip.Addr, len(w.questions))
+			for i, q := range w.questions {
+				mailboxes[i], _ = allow.ParseMailbox(q.Mailbox)
+				clients[i] = netip.MustParseAddr(q.Client)
 			}
-			resp, err := stream.Recv()
-			if err != nil || resp.GetCheck().GetDecision().GetReason() != matched {
-				b.Fatal(resp, err)
+			i, j := 0, 0
+			floor := func() {
+				list, ok := lists[mailboxes[i].ID()]
+				if !ok || !tables[list].Contains(clients[i]) {
+					b.Fatal("not allowed")
+				}
+				i = (i + 1) % len(mailboxes)
 			}
-			i = (i + 1) % len(requests)
-		}
+			decide := w.decide(b, d, &j)
+			for _, changes := range []int{0, 1000} {
+				b.Run(fmt.Sprintf("changes=%d", changes), func(b *testing.B) {
+					defer w.update(b, state, changes)()
+					benchtest.Compare(b, benchtest.Rounds{}, timesOf("", 10_000, decide), timesOf("floor", 10_000, floor))
+				})
+			}
+		})
 	}
-	b.Run("unary", func(b *testing.B) { compare(b, 100, unary(floor), unary(thing)) })
-	b.Run("stream", func(b *testing.B) { compare(b, 100, stream(floor), stream(thing)) })
+}
+
+// decide returns a function that decides the next question.
+func (w *world) decide(b *testing.B, d *check.Decider, i *int) func() {
+	ctx := b.Context()
+	return func() {
+		dec, err := d.Decide(ctx, w.questions[*i])
+		if err != nil || dec.Reason != matched {
+			b.Fatal(dec, err)
+		}
+		*i = (*i + 1) % len(w.questions)
+	}
+}
+
+// BenchmarkCollector is what the garbage collector takes, and does to decisions, while one goroutine decides without a pause and
+// another one makes 1,000 changes a second. Nothing but the index and the questions is on the heap, as in a sidecar. (Decisions
+// alone make no garbage.) An iteration lasts three cycles of the collector.
+func BenchmarkCollector(b *testing.B) {
+	for _, n := range sizes() {
+		b.Run(fmt.Sprintf("mailboxes=%d/changes=1000", n), func(b *testing.B) {
+			w := newWorld(b, n)
+			w.questions = slices.Clone(w.questions[:1<<16])
+			d, state := w.decider(b)
+			i := 0
+			side := timesOf("", 10_000, w.decide(b, d, &i))
+			batch := side.Round
+			side.Round = func(times *benchtest.Times) (calls int) {
+				for end := benchtest.Cycles() + 3; benchtest.Cycles() < end; {
+					calls += batch(times)
+				}
+				return calls
+			}
+			defer w.update(b, state, 1000)()
+			benchtest.Collector(b, func() { benchtest.Compare(b, benchtest.Rounds{Timed: true}, side) })
+		})
+	}
 }

@@ -225,12 +225,17 @@ func requestOf(req *checkv1.CheckRequest) Request {
 }
 
 // message is the answer of CheckService.
-func (d Decision) message() *checkv1.CheckResponse {
+func (d Decision) message() *checkv1.CheckResponse { return d.streamed().GetCheck() }
+
+// streamed is the answer of CheckService in a stream.
+func (d Decision) streamed() *checkv1.CheckStreamResponse {
 	m := new(struct { // in one allocation
-		resp checkv1.CheckResponse
-		dec  decisionv1.Decision
-		age  durationpb.Duration
+		stream checkv1.CheckStreamResponse
+		resp   checkv1.CheckResponse
+		dec    decisionv1.Decision
+		age    durationpb.Duration
 	})
+	m.stream.Check = &m.resp
 	m.resp.Decision, m.dec.Verdict, m.dec.Reason = &m.dec, d.Verdict, d.Reason
 	if d.Net.IsValid() {
 		m.dec.MatchedNet = allow.FormatNet(d.Net)
@@ -241,5 +246,5 @@ func (d Decision) message() *checkv1.CheckResponse {
 			m.resp.DataAge, m.age.Seconds, m.age.Nanos = &m.age, int64(age/time.Second), int32(age%time.Second)
 		}
 	}
-	return &m.resp
+	return &m.stream
 }

@@ -59,8 +59,11 @@ func DovecotService(protocol string) decisionv1.Service {
 // serve answers a request, which is refused if it is not authorized.
 func (d *dovecotDoor) serve(w http.ResponseWriter, r *http.Request, authorized bool) {
 	a := d.recovered(r, authorized)
-	a.Msg = printable(a.Msg)
-	body, _ := json.Marshal(a) // an int and a string always can be
+	body := []byte(`{"status":0,"msg":""}`)
+	if a != (answer{}) {
+		a.Msg = printable(a.Msg)
+		body, _ = json.Marshal(a) // an int and a string always can be
+	}
 	w.Header().Set("Content-Type", "application/json")
 	_, _ = w.Write(body)
 }
@@ -72,7 +75,7 @@ func (d *dovecotDoor) recovered(r *http.Request, authorized bool) (a answer) {
 			a = d.refuse(r.Context(), panicked(p))
 		}
 	}()
-	body, err := readBody(r.Body)
+	body, err := readBody(r)
 	if err != nil {
 		return d.refuse(r.Context(), err)
 	}
@@ -155,7 +158,11 @@ func (d *dovecotDoor) trusts(realRemote string) bool {
 // dovecotCommand returns the command in a query. Dovecot appends "?command=allow" to the configured URL, or "command=allow"
 // if that ends in &, so the query may begin with another ? or &.
 func dovecotCommand(query string) (string, error) {
-	values, err := url.ParseQuery(strings.TrimLeft(query, "?&"))
+	query = strings.TrimLeft(query, "?&")
+	if command, ok := strings.CutPrefix(query, "command="); ok && (command == "allow" || command == "report") {
+		return command, nil // as Dovecot asks
+	}
+	values, err := url.ParseQuery(query)
 	if err != nil {
 		return "", &requestError{problem: "the query cannot be read"}
 	}
@@ -165,26 +172,65 @@ func dovecotCommand(query string) (string, error) {
 	return "", &requestError{problem: "the query must have one command, allow or report"}
 }
 
+// field returns what a name stands for, nil if nothing, and a bit of its own.
+func (l *login) field(name string) (field *string, bit uint) {
+	switch name {
+	case "login":
+		return &l.login, 1
+	case "remote":
+		return &l.remote, 2
+	case "protocol":
+		return &l.protocol, 4
+	case "real_remote":
+		return &l.realRemote, 8
+	case "stage":
+		return &l.stage, 16
+	case "via":
+		return &l.via, 32
+	}
+	return nil, 0
+}
+
 // parseLogin reads the body. Names it does not know are ignored; names it knows must be strings, and must not contradict
 // each other.
 func parseLogin(body []byte) (login, error) {
-	var l login
-	fields := map[string]*string{
-		"login": &l.login, "remote": &l.remote, "real_remote": &l.realRemote, "protocol": &l.protocol, "stage": &l.stage, "via": &l.via,
+	if l, ok := parseFlatLogin(string(body)); ok {
+		return l, nil
 	}
+	return parseAnyLogin(body)
+}
+
+// parseFlatLogin is [parseAnyLogin] for what Dovecot sends nearly always. It does not know what is wrong with the others.
+func parseFlatLogin(body string) (l login, ok bool) {
+	var seen uint
+	ok = flatStrings(body, func(name, value string) bool {
+		if field, bit := l.field(name); field != nil {
+			if seen&bit != 0 {
+				return false
+			}
+			*field, seen = value, seen|bit
+		}
+		return true
+	})
+	const needed = 1 | 2 | 4
+	return l, ok && seen&needed == needed
+}
+
+func parseAnyLogin(body []byte) (login, error) {
+	var l login
 	dec := json.NewDecoder(bytes.NewReader(body))
 	bad := &requestError{problem: "the body is no JSON object of strings, or contradicts itself"}
 	if t, err := dec.Token(); err != nil || t != json.Delim('{') {
 		return login{}, bad
 	}
-	seen := make(map[string]bool, len(fields))
+	var seen uint
 	for dec.More() {
 		t, err := dec.Token()
 		if err != nil {
 			return login{}, bad
 		}
 		name, _ := t.(string) // the names of an object's members are strings
-		field := fields[name]
+		field, bit := l.field(name)
 		if field == nil {
 			var ignored json.RawMessage
 			if err := dec.Decode(&ignored); err != nil {
@@ -197,10 +243,10 @@ func parseLogin(body []byte) (login, error) {
 			return login{}, bad
 		}
 		s, ok := value.(string)
-		if !ok || seen[name] && s != *field {
+		if !ok || seen&bit != 0 && s != *field {
 			return login{}, bad
 		}
-		*field, seen[name] = s, true
+		*field, seen = s, seen|bit
 	}
 	if _, err := dec.Token(); err != nil {
 		return login{}, bad
@@ -209,7 +255,7 @@ func parseLogin(body []byte) (login, error) {
 		return login{}, bad
 	}
 	for _, name := range []string{"login", "remote", "protocol"} {
-		if !seen[name] {
+		if _, bit := l.field(name); seen&bit == 0 {
 			return login{}, &requestError{problem: name + " is missing; see auth_policy_request_attributes in integrations/dovecot"}
 		}
 	}
@@ -217,13 +263,13 @@ func parseLogin(body []byte) (login, error) {
 }
 
 // readBody reads a body of at most [maxBody] octets.
-func readBody(body io.Reader) ([]byte, error) {
-	b, err := io.ReadAll(io.LimitReader(body, maxBody+1))
+func readBody(r *http.Request) ([]byte, error) {
+	b, err := readAll(r, io.LimitReader(r.Body, maxBody+1))
 	if err != nil {
 		return nil, &requestError{problem: "the body cannot be read"}
 	}
 	if len(b) > maxBody {
-		_, _ = io.Copy(io.Discard, io.LimitReader(body, maxDrained))
+		_, _ = io.Copy(io.Discard, io.LimitReader(r.Body, maxDrained))
 		return nil, &requestError{problem: "the body is too long"}
 	}
 	return b, nil

@@ -69,11 +69,11 @@ func (g *GRPC) answer(stream grpc.BidiStreamingServer[checkv1.CheckStreamRequest
 		if err != nil {
 			return err
 		}
-		resp, err := g.Check(ctx, req.GetCheck())
+		dec, err := g.decider.Decide(ctx, requestOf(req.GetCheck()))
 		if err != nil {
-			return err
+			return g.refuse(ctx, err)
 		}
-		if err := stream.Send(&checkv1.CheckStreamResponse{Check: resp}); err != nil {
+		if err := stream.Send(dec.streamed()); err != nil {
 			return err
 		}
 	}

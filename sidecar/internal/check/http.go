@@ -3,6 +3,7 @@ package check
 import (
 	"crypto/sha256"
 	"crypto/subtle"
+	"io"
 	"net/http"
 	"net/netip"
 	"strings"
@@ -73,4 +74,14 @@ func authorized(r *http.Request, token string) bool {
 	scheme, given, _ := strings.Cut(r.Header.Get("Authorization"), " ")
 	want, have := sha256.Sum256([]byte(token)), sha256.Sum256([]byte(given))
 	return strings.EqualFold(scheme, "Bearer") && subtle.ConstantTimeCompare(want[:], have[:]) == 1
+}
+
+// readAll reads a body that is limited already.
+func readAll(r *http.Request, limited io.Reader) ([]byte, error) {
+	if r.ContentLength < 0 || r.ContentLength > maxBody {
+		return io.ReadAll(limited)
+	}
+	body := make([]byte, r.ContentLength)
+	_, err := io.ReadFull(limited, body)
+	return body, err
 }

@@ -2,6 +2,7 @@ package index_test
 
 import (
 	"fmt"
+	"os"
 	"runtime"
 	"testing"
 
@@ -30,26 +31,30 @@ func heap() uint64 {
 	return m.HeapAlloc
 }
 
+// sizes are numbers of mailboxes. Ten million take gigabytes and a minute: ALLOWEDNETS_BENCH_LARGE=1.
+func sizes() []int {
+	s := []int{100_000, 1_000_000}
+	if os.Getenv("ALLOWEDNETS_BENCH_LARGE") != "" {
+		s = append(s, 10_000_000)
+	}
+	return s
+}
+
 // BenchmarkMemory loads mailboxes with three nets each and reports what they take, the writer's share included.
 func BenchmarkMemory(b *testing.B) {
-	for _, c := range []struct {
-		name           string
-		mailboxes, per int
-	}{
-		{"1M_lists_shared_by_20", 1_000_000, 20},
-		{"1M_lists_of_their_own", 1_000_000, 1},
-		{"10k_lists_shared_by_20", 10_000, 20},
-	} {
-		b.Run(c.name, func(b *testing.B) {
-			for b.Loop() {
-				before := heap()
-				w := index.NewWriter()
-				root := load(b, w, c.mailboxes, c.per)
-				b.ReportMetric(float64(heap()-before)/float64(c.mailboxes), "B/mailbox")
-				runtime.KeepAlive(root)
-				runtime.KeepAlive(w)
-			}
-		})
+	for _, share := range []int{20, 1} {
+		for _, n := range sizes() {
+			b.Run(fmt.Sprintf("share=%d/mailboxes=%d", share, n), func(b *testing.B) {
+				for b.Loop() {
+					before := heap()
+					w := index.NewWriter()
+					root := load(b, w, n, share)
+					b.ReportMetric(float64(heap()-before)/float64(n), "B/mailbox")
+					runtime.KeepAlive(root)
+					runtime.KeepAlive(w)
+				}
+			})
+		}
 	}
 }
 
@@ -89,19 +94,23 @@ func BenchmarkLookup(b *testing.B) {
 	}
 }
 
-// BenchmarkCommit is one save on top of a million mailboxes.
+// BenchmarkCommit is one save. The mailbox gets a list of its own.
 func BenchmarkCommit(b *testing.B) {
-	w := index.NewWriter()
-	load(b, w, 1_000_000, 20)
-	b.ReportAllocs()
-	i := 0
-	for b.Loop() {
-		e := w.Edit()
-		if err := e.Put(hashed(i%1_000_000), []byte(nets(uint32(i), 3))); err != nil {
-			b.Fatal(err)
+	for _, share := range []int{20, 1} {
+		for _, n := range sizes() {
+			b.Run(fmt.Sprintf("share=%d/mailboxes=%d", share, n), func(b *testing.B) {
+				w := index.NewWriter()
+				load(b, w, n, share)
+				b.ReportAllocs()
+				for i := 0; b.Loop(); i++ {
+					e := w.Edit()
+					if err := e.Put(hashed(i%n), []byte(nets(uint32(n+i%n), 3))); err != nil {
+						b.Fatal(err)
+					}
+					e.Build()
+				}
+			})
 		}
-		e.Build()
-		i++
 	}
 }
 

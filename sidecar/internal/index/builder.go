@@ -16,10 +16,9 @@ type Builder struct {
 	added  map[setKey]uint32 // sets that are new
 	idle   []uint32          // sets that at some time lost their last mailbox
 
-	// What this builder made itself, and may therefore change in place.
-	ownLeaves [1 << 16 / 64]uint64
-	ownChunks map[*chunk]struct{}
-	ownBranch [256]bool
+	// owner is this builder's number, never that of another one of the writer. What bears it was made by this builder, which
+	// may therefore change it in place.
+	owner uint64
 
 	scratch []byte
 }
@@ -36,7 +35,7 @@ func (b *Builder) Put(id allow.ID, encoding []byte) error {
 	}
 	var l leaf
 	if br := b.root.branches[id[0]]; br != nil {
-		l = br[id[1]]
+		l = br.leaves[id[1]]
 	}
 	rest := [14]byte(id[2:])
 	i, found := l.search(&rest)
@@ -74,15 +73,19 @@ func (b *Builder) Digest() allow.Digest { return b.root.digest }
 // Build makes what was put the writer's newest root and returns it. The builder, and every other one of this writer, must
 // not be used any more.
 func (b *Builder) Build() *Root {
-	for i, word := range b.ownLeaves {
-		for ; word != 0; word &= word - 1 {
-			at := i*64 + bits.TrailingZeros64(word)
-			l := &b.root.branches[at>>8][at&0xff]
-			switch {
-			case len(*l) == 0:
-				*l = nil
-			case len(*l) < cap(*l):
-				*l = append(make(leaf, 0, len(*l)), *l...)
+	for _, br := range &b.root.branches {
+		if br == nil || br.owner != b.owner {
+			continue
+		}
+		for i, word := range br.own {
+			for ; word != 0; word &= word - 1 {
+				l := &br.leaves[i*64+bits.TrailingZeros64(word)]
+				switch {
+				case len(*l) == 0:
+					*l = nil
+				case len(*l) < cap(*l):
+					*l = append(make(leaf, 0, len(*l)), *l...)
+				}
 			}
 		}
 	}
@@ -127,8 +130,8 @@ func (b *Builder) intern(encoding []byte) (uint32, error) {
 	} else {
 		t.used++
 		number = t.used
-		if int(number-1)/chunkSize == len(t.chunks) {
-			t.chunks = append(t.chunks, nil)
+		if int(number-1)/(chunkSize*shelfSize) == len(t.shelves) {
+			t.shelves = append(t.shelves, &shelf{owner: b.owner})
 		}
 	}
 	*b.slot(number) = slot{set: *set}
@@ -146,35 +149,35 @@ func (b *Builder) release(number uint32) {
 
 // slot returns a slot that may be changed.
 func (b *Builder) slot(number uint32) *slot {
-	at := &b.root.sets.chunks[(number-1)/chunkSize]
-	if _, own := b.ownChunks[*at]; !own {
-		c := new(chunk)
-		if *at != nil {
-			*c = **at
-		}
-		if b.ownChunks == nil {
-			b.ownChunks = make(map[*chunk]struct{})
-		}
-		*at, b.ownChunks[c] = c, struct{}{}
+	i := number - 1
+	sh := &b.root.sets.shelves[i/(chunkSize*shelfSize)]
+	if (*sh).owner != b.owner {
+		own := **sh
+		own.owner = b.owner
+		*sh = &own
 	}
-	return b.root.sets.at(number)
+	c := &(*sh).chunks[i/chunkSize%shelfSize]
+	if *c == nil {
+		*c = &chunk{owner: b.owner}
+	} else if (*c).owner != b.owner {
+		own := **c
+		own.owner = b.owner
+		*c = &own
+	}
+	return &(*c).slots[i%chunkSize]
 }
 
 // leaf returns the leaf of an id as one that may be changed.
 func (b *Builder) leaf(id allow.ID) *leaf {
 	br := &b.root.branches[id[0]]
-	if !b.ownBranch[id[0]] {
-		b.ownBranch[id[0]] = true
-		c := new(branch)
-		if *br != nil {
-			*c = **br
-		}
-		*br = c
+	if *br == nil {
+		*br = &branch{owner: b.owner}
+	} else if (*br).owner != b.owner {
+		*br = &branch{leaves: (*br).leaves, owner: b.owner}
 	}
-	l := &(*br)[id[1]]
-	at := int(id[0])<<8 | int(id[1])
-	if bit := uint64(1) << (at % 64); b.ownLeaves[at/64]&bit == 0 {
-		b.ownLeaves[at/64] |= bit
+	l := &(*br).leaves[id[1]]
+	if word, bit := &(*br).own[id[1]/64], uint64(1)<<(id[1]%64); *word&bit == 0 {
+		*word |= bit
 		*l = append(make(leaf, 0, len(*l)+1), *l...)
 	}
 	return l

@@ -16,11 +16,11 @@ func (r *Root) MaxNumber() uint32 { return r.sets.used }
 // All yields the restricted mailboxes by rising id, each with the number of its set.
 func (r *Root) All() iter.Seq2[allow.ID, uint32] {
 	return func(yield func(allow.ID, uint32) bool) {
-		for first, b := range r.branches {
+		for first, b := range &r.branches {
 			if b == nil {
 				continue
 			}
-			for second, l := range b {
+			for second, l := range &b.leaves {
 				for i := range l {
 					id := allow.ID{byte(first), byte(second)}
 					copy(id[2:], l[i].rest[:])

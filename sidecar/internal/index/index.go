@@ -23,7 +23,11 @@ type Root struct {
 }
 
 // branch holds the leaves by the id's second octet.
-type branch [256]leaf
+type branch struct {
+	leaves [256]leaf
+	owner  uint64           // the builder that made it
+	own    [256 / 64]uint64 // bits of the leaves that it made too
+}
 
 // leaf is sorted by rest.
 type leaf []entry
@@ -61,7 +65,7 @@ func (r *Root) Lookup(id allow.ID) *allow.Set {
 	if b == nil {
 		return nil
 	}
-	l := b[id[1]]
+	l := b.leaves[id[1]]
 	i, ok := l.search((*[14]byte)(id[2:]))
 	if !ok {
 		return nil

@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"maps"
 	"math/rand/v2"
+	"runtime"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -333,5 +334,32 @@ func TestLookupDoesNotAllocate(t *testing.T) {
 		if n := testing.AllocsPerRun(100, func() { r.Lookup(id) }); n != 0 {
 			t.Errorf("%v allocations", n)
 		}
+	}
+}
+
+// TestChangeIsSmall: a change copies little, whatever the size of the index; and what was there before stays.
+func TestChangeIsSmall(t *testing.T) {
+	const budget = 24 << 10 // octets of a change; measured 17 KiB
+	for _, mailboxes := range []int{1_000, 50_000} {
+		w := index.NewWriter()
+		b, want := w.Rebuild(), model{}
+		for i := range mailboxes {
+			put(t, b, hashed(i), nets(uint32(i), 3))
+			want.put(hashed(i), nets(uint32(i), 3))
+		}
+		first := b.Build()
+		var before, after runtime.MemStats
+		runtime.ReadMemStats(&before)
+		const changes = 500
+		for i := range changes {
+			b := w.Edit()
+			put(t, b, hashed(i*97%mailboxes), nets(uint32(1<<20+i), 3))
+			b.Build()
+		}
+		runtime.ReadMemStats(&after)
+		if each := (after.TotalAlloc - before.TotalAlloc) / changes; each > budget {
+			t.Errorf("a change of %d mailboxes takes %d octets; want at most %d", mailboxes, each, budget)
+		}
+		want.check(t, first)
 	}
 }

@@ -9,6 +9,8 @@ import (
 type Writer struct {
 	root  *Root
 	known map[setKey]uint32 // number of each set of root
+	// builders is how many there were.
+	builders uint64
 }
 
 // setKey stands for the content of a set: its SHA-256, cut. A collision takes 2^64 attempts.
@@ -27,11 +29,16 @@ func NewWriter() *Writer {
 // Edit returns a builder that starts from the newest root.
 func (w *Writer) Edit() *Builder {
 	root := *w.root
-	root.sets.chunks = slices.Clone(root.sets.chunks)
-	return &Builder{writer: w, root: &root, known: w.known, added: make(map[setKey]uint32)}
+	root.sets.shelves = slices.Clone(root.sets.shelves)
+	return w.builder(&root, w.known)
 }
 
 // Rebuild returns a builder that starts from nothing.
 func (w *Writer) Rebuild() *Builder {
-	return &Builder{writer: w, root: new(Root), known: make(map[setKey]uint32), added: make(map[setKey]uint32)}
+	return w.builder(new(Root), make(map[setKey]uint32))
+}
+
+func (w *Writer) builder(root *Root, known map[setKey]uint32) *Builder {
+	w.builders++
+	return &Builder{writer: w, root: root, known: known, added: make(map[setKey]uint32), owner: w.builders}
 }
