@@ -61,7 +61,7 @@ test-tools: ## Test the charts (lint, schemas, every values-*.yaml) and the imag
 
 .PHONY: charts
 charts: ## Write what the charts' READMEs say about values
-	cd tools/charts && GOWORK=off go run . $(abspath charts/allowednets charts/allowednets-sidecar charts/examples/dovecot)
+	cd tools/charts && GOWORK=off go run . $(abspath charts/allowednets charts/allowednets-sidecar charts/examples/dovecot charts/examples/roundcube)
 
 .PHONY: lint
 lint: lint-go lint-proto lint-arrows lint-modules lint-docs breaking ## Run all checks that need no run of the product

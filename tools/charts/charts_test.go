@@ -23,7 +23,7 @@ import (
 )
 
 func TestREADME(t *testing.T) {
-	for _, dir := range []string{control, charts + "/allowednets-sidecar", dovecot} {
+	for _, dir := range []string{control, charts + "/allowednets-sidecar", dovecot, roundcube} {
 		want, err := readme(dir)
 		if err != nil {
 			t.Errorf("%s: %v", dir, err)
@@ -128,6 +128,7 @@ func wellKept(t *testing.T, name string, spec corev1.PodSpec) {
 // TestBadValues: each is refused before anything is installed, with a sentence that names the value.
 func TestBadValues(t *testing.T) {
 	mail := "users: {a@example.org: x}\nallowednets-sidecar: {policyAddress: 'a:1'}\n"
+	web := "allowednets-sidecar: {policyAddress: 'a:1'}\n"
 	for name, test := range map[string]struct{ chart, values, want string }{
 		"an unknown key":                       {control, "polcy: {}", "additional properties 'polcy' not allowed"},
 		"an unknown key below":                 {control, "etcd: {cluster: {replica: 5}}", "at '/etcd/cluster': additional properties 'replica' not allowed"},
@@ -160,6 +161,22 @@ func TestBadValues(t *testing.T) {
 		"a door that Dovecot does not know":    {dovecot, "users: {a@example.org: x}\nallowednets-sidecar: {policyAddress: 'a:1', httpListen: '127.0.0.1:1'}", "this example's Dovecot asks 127.0.0.1:7480"},
 		"doveadm without its key":              {dovecot, "users: {a@example.org: x}\nallowednets-sidecar: {policyAddress: 'a:1', doveadmKeySecret: ''}", "doveadmURL and allowednets-sidecar.doveadmKeySecret need each other"},
 		"another doveadm":                      {dovecot, "users: {a@example.org: x}\nallowednets-sidecar: {policyAddress: 'a:1', doveadmURL: 'http://127.0.0.1:1'}", "this example's Dovecot listens on http://127.0.0.1:7482"},
+		"good values of webmail":               {roundcube, web, ""},
+		"an unknown key of webmail":            {roundcube, web + "proxy: [10.0.0.1]", "additional properties 'proxy' not allowed"},
+		"an unknown key of webmail below":      {roundcube, web + "networkPolicy: {peers: []}", "at '/networkPolicy': additional properties 'peers' not allowed"},
+		"webmail without policy service":       {roundcube, "", "allowednets-sidecar.policyAddress is empty: name the policy service"},
+		"webmail that cannot ask":              {roundcube, "allowednets-sidecar: {policyAddress: 'a:1', socket: ''}", "allowednets-sidecar.socket is empty, but this example's plugin asks there"},
+		"a mail server without port":           {roundcube, web + "imap: mail", "at '/imap': 'mail' does not match pattern"},
+		"PHP in place of a mail server":        {roundcube, web + `imap: "a'.system('b').':143"`, "at '/imap'"},
+		"a plugin that is a path":              {roundcube, web + "plugins: [../a]", "at '/plugins/0': '../a' does not match pattern"},
+		"the plugin again":                     {roundcube, web + "plugins: [archive, allowednets]", "at '/plugins/1'"},
+		"two pods, two databases":              {roundcube, web + "replicas: 2", "replicas is 2, but each pod's SQLite has sessions of its own"},
+		"a volume for no database":             {roundcube, web + "databaseSecret: a\ndataClaim: b", "dataClaim is for SQLite, which databaseSecret replaces"},
+		"every pod a proxy":                    {roundcube, web + "proxies: [10.1.2.3, 10.0.0.0/8]", "proxies believes everybody in 10.0.0.0/8: say in networkPolicy.proxies which pods there are proxies"},
+		"every IPv6 pod a proxy":               {roundcube, web + "proxies: ['fd00::/32']", "proxies believes everybody in fd00::/32"},
+		"a proxy by its name":                  {roundcube, web + "proxies: [ingress]", "at '/proxies/0': 'ingress' does not match pattern"},
+		"a Dovecot of webmail without users":   {roundcube, web + "withDovecot: true\ndovecot: {allowednets-sidecar: {policyAddress: 'a:1'}}", "users is empty, so nobody could log in"},
+		"a mistyped key of webmail's Dovecot":  {roundcube, web + "withDovecot: true\ndovecot: {user: {a: b}}", "additional properties 'user' not allowed"},
 		"a Dovecot without users":              {dovecot, "allowednets-sidecar: {policyAddress: 'a:1'}", "users is empty, so nobody could log in"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -248,31 +265,53 @@ func TestWorkloads(t *testing.T) {
 
 // TestMailPod is the promise of the library chart: no container of a mail pod starts before the sidecar has the lists.
 func TestMailPod(t *testing.T) {
+	pods := 0
+	for name, r := range scenarios(t) {
+		if r.chart == control {
+			continue
+		}
+		for _, o := range r.must(t) {
+			if o.GetKind() == "Deployment" {
+				pods++
+				isGuarded(t, name+" "+o.GetName(), o)
+			}
+		}
+	}
+	if pods != 7 { // Roundcube's values-whole.yaml has two
+		t.Errorf("%d mail pods", pods)
+	}
+}
+
+func isGuarded(t *testing.T, name string, deployment *unstructured.Unstructured) {
+	t.Helper()
+	template, _ := templateOf(t, deployment)
+	if len(template.Spec.InitContainers) != 1 {
+		t.Fatalf("%s: %d init containers", name, len(template.Spec.InitContainers))
+	}
+	sidecar := template.Spec.InitContainers[0]
+	if sidecar.RestartPolicy == nil || *sidecar.RestartPolicy != corev1.ContainerRestartPolicyAlways {
+		t.Errorf("%s: the sidecar is no native one", name)
+	}
+	if sidecar.StartupProbe == nil || sidecar.StartupProbe.HTTPGet == nil || sidecar.StartupProbe.HTTPGet.Path != "/readyz" {
+		t.Errorf("%s: nothing waits for the sidecar: %+v", name, sidecar.StartupProbe)
+	}
+	if sidecar.ReadinessProbe == nil || sidecar.ReadinessProbe.HTTPGet.Path != "/readyz" {
+		t.Errorf("%s: the pod is ready without the sidecar", name)
+	}
+	if template.Labels["allowednets/sidecar"] != "true" {
+		t.Errorf("%s: the policy service's NetworkPolicy does not know the pod: %v", name, template.Labels)
+	}
+	if !slices.Contains(sidecar.Args, "--state-dir=/var/lib/allowednets/state") {
+		t.Errorf("%s: it keeps no state: %q", name, sidecar.Args)
+	}
+}
+
+func TestDovecot(t *testing.T) {
 	for name, r := range scenarios(t) {
 		if r.chart != dovecot {
 			continue
 		}
 		objects := r.must(t)
-		template, _ := templateOf(t, find(t, objects, "Deployment//allowednets"))
-		if len(template.Spec.InitContainers) != 1 {
-			t.Fatalf("%s: %d init containers", name, len(template.Spec.InitContainers))
-		}
-		sidecar := template.Spec.InitContainers[0]
-		if sidecar.RestartPolicy == nil || *sidecar.RestartPolicy != corev1.ContainerRestartPolicyAlways {
-			t.Errorf("%s: the sidecar is no native one", name)
-		}
-		if sidecar.StartupProbe == nil || sidecar.StartupProbe.HTTPGet == nil || sidecar.StartupProbe.HTTPGet.Path != "/readyz" {
-			t.Errorf("%s: nothing waits for the sidecar: %+v", name, sidecar.StartupProbe)
-		}
-		if sidecar.ReadinessProbe == nil || sidecar.ReadinessProbe.HTTPGet.Path != "/readyz" {
-			t.Errorf("%s: the pod is ready without the sidecar", name)
-		}
-		if template.Labels["allowednets/sidecar"] != "true" {
-			t.Errorf("%s: the policy service's NetworkPolicy does not know the pod: %v", name, template.Labels)
-		}
-		if !slices.Contains(sidecar.Args, "--state-dir=/var/lib/allowednets/state") {
-			t.Errorf("%s: it keeps no state: %q", name, sidecar.Args)
-		}
 		original, err := os.ReadFile("../../integrations/dovecot/allowednets-2.3.conf")
 		if err != nil {
 			t.Fatal(err)
@@ -362,7 +401,7 @@ func TestMain(m *testing.M) {
 
 // TestSchemasAreClosed: no part of a chart's values accepts a key it does not know, and none knows a key that has no default.
 func TestSchemasAreClosed(t *testing.T) {
-	for _, dir := range []string{control, charts + "/allowednets-sidecar", dovecot} {
+	for _, dir := range []string{control, charts + "/allowednets-sidecar", dovecot, roundcube} {
 		var whole, values map[string]any
 		for name, to := range map[string]*map[string]any{"values.schema.json": &whole, "values.yaml": &values} {
 			text, err := os.ReadFile(dir + "/" + name)
@@ -374,6 +413,10 @@ func TestSchemasAreClosed(t *testing.T) {
 			}
 		}
 		closed(t, dir, whole, values)
+		definitions, _ := whole["definitions"].(map[string]any)
+		for name, part := range definitions {
+			closed(t, dir+" "+name, part.(map[string]any), nil)
+		}
 	}
 }
 

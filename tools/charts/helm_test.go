@@ -12,6 +12,7 @@ import (
 	"helm.sh/helm/v4/pkg/chart/common"
 	"helm.sh/helm/v4/pkg/chart/common/util"
 	"helm.sh/helm/v4/pkg/chart/v2/loader"
+	chartutil "helm.sh/helm/v4/pkg/chart/v2/util"
 	"helm.sh/helm/v4/pkg/engine"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -25,8 +26,9 @@ const charts = "../../charts"
 
 // Where each chart is, with a release as the README installs it.
 const (
-	control = charts + "/allowednets"
-	dovecot = charts + "/examples/dovecot"
+	control   = charts + "/allowednets"
+	dovecot   = charts + "/examples/dovecot"
+	roundcube = charts + "/examples/roundcube"
 )
 
 // release is how a chart is rendered.
@@ -45,6 +47,9 @@ func (r release) render(t *testing.T) ([]*unstructured.Unstructured, error) {
 	}
 	var values map[string]any
 	if err := yaml.Unmarshal([]byte(r.values), &values); err != nil {
+		t.Fatal(err)
+	}
+	if err := chartutil.ProcessDependencies(loaded, values); err != nil {
 		t.Fatal(err)
 	}
 	options := common.ReleaseOptions{Name: "allowednets", Namespace: "mailnets", IsInstall: !r.upgrade, IsUpgrade: r.upgrade, Revision: 1}
@@ -168,7 +173,7 @@ func (r reader) Get(_ context.Context, name string, _ metav1.GetOptions, _ ...st
 func scenarios(t *testing.T) map[string]release {
 	t.Helper()
 	all := map[string]release{"allowednets": {chart: control}}
-	for _, dir := range []string{control, dovecot} {
+	for _, dir := range []string{control, dovecot, roundcube} {
 		files, err := filepath.Glob(dir + "/ci/values-*.yaml")
 		if err != nil || len(files) == 0 {
 			t.Fatal(dir, errors.Join(err, os.ErrNotExist))
