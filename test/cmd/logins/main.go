@@ -11,6 +11,7 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"net"
 	"os"
 	"os/signal"
 	"slices"
@@ -201,7 +202,14 @@ func (t *tally) judge(answer dovecot.Answer, err error) (outcome, string) {
 		return wrong, "WRONG: let in"
 	case err != nil:
 		text := err.Error()
-		return none, "none: " + text[strings.LastIndex(text, ": ")+1:]
+		cause := text[strings.LastIndex(text, ": ")+2:]
+		if lookup := new(net.DNSError); errors.As(err, &lookup) {
+			return none, "none: lookup: " + cause
+		}
+		if op := new(net.OpError); errors.As(err, &op) {
+			cause = op.Op + ": " + cause
+		}
+		return none, "none: " + cause
 	case answer.OK && t.allowed, !answer.OK && !t.allowed && strings.Contains(answer.Text, denied):
 		return right, ""
 	case !answer.OK && !strings.Contains(answer.Text, denied):
