@@ -1,6 +1,8 @@
 package main
 
 import (
+	"encoding/base64"
+	"fmt"
 	"log/slog"
 	"maps"
 	"os"
@@ -157,7 +159,8 @@ func TestBadValues(t *testing.T) {
 		"a policy address without port":        {dovecot, "users: {a@example.org: x}\nallowednets-sidecar: {policyAddress: policy}", "at '/policyAddress': 'policy' does not match pattern"},
 		"a door for everybody":                 {dovecot, "users: {a@example.org: x}\nallowednets-sidecar: {policyAddress: 'a:1', httpListen: ':7480'}", "at '/httpListen': ':7480' does not match pattern"},
 		"a door that Dovecot does not know":    {dovecot, "users: {a@example.org: x}\nallowednets-sidecar: {policyAddress: 'a:1', httpListen: '127.0.0.1:1'}", "this example's Dovecot asks 127.0.0.1:7480"},
-		"doveadm without its key":              {dovecot, "users: {a@example.org: x}\nallowednets-sidecar: {policyAddress: 'a:1', doveadmURL: 'http://127.0.0.1:7482'}", "doveadmURL and allowednets-sidecar.doveadmKeySecret need each other"},
+		"doveadm without its key":              {dovecot, "users: {a@example.org: x}\nallowednets-sidecar: {policyAddress: 'a:1', doveadmKeySecret: ''}", "doveadmURL and allowednets-sidecar.doveadmKeySecret need each other"},
+		"another doveadm":                      {dovecot, "users: {a@example.org: x}\nallowednets-sidecar: {policyAddress: 'a:1', doveadmURL: 'http://127.0.0.1:1'}", "this example's Dovecot listens on http://127.0.0.1:7482"},
 		"good values of webmail":               {roundcube, web, ""},
 		"an unknown key of webmail":            {roundcube, web + "proxy: [10.0.0.1]", "additional properties 'proxy' not allowed"},
 		"an unknown key of webmail below":      {roundcube, web + "networkPolicy: {peers: []}", "at '/networkPolicy': additional properties 'peers' not allowed"},
@@ -319,6 +322,38 @@ func TestDovecot(t *testing.T) {
 		}
 		if !strings.Contains(data["dovecot.conf"], "default_fields = stage=after") {
 			t.Errorf("%s: the passdb does not say which question it asks", name)
+		}
+	}
+}
+
+// TestDoveadmKey: the key is made once, and nowhere that somebody named a Secret of their own or wants no doveadm.
+func TestDoveadmKey(t *testing.T) {
+	const values = "users: {a@example.org: x}\nallowednets-sidecar: {policyAddress: 'a:1'%s}"
+	first := find(t, release{chart: dovecot, cluster: running(), values: fmt.Sprintf(values, "")}.must(t), "Secret//allowednets-doveadm")
+	key, _, _ := unstructured.NestedString(first.Object, "data", "doveadm_api_key")
+	if decoded, err := base64.StdEncoding.DecodeString(key); err != nil || len(decoded) != 40 {
+		t.Errorf("the key is %q: %v", key, err)
+	}
+	again := find(t, release{chart: dovecot, cluster: running(first), upgrade: true, values: fmt.Sprintf(values, "")}.must(t), "Secret//allowednets-doveadm")
+	if diff := cmp.Diff(first.Object["data"], again.Object["data"]); diff != "" {
+		t.Errorf("an upgrade makes another key: %s", diff)
+	}
+	for name, test := range map[string]struct {
+		values  string
+		listens bool
+	}{
+		"a Secret of their own": {", doveadmKeySecret: mine", true},
+		"no doveadm":            {", doveadmURL: '', doveadmKeySecret: ''", false},
+	} {
+		objects := release{chart: dovecot, cluster: running(), values: fmt.Sprintf(values, test.values)}.must(t)
+		for _, o := range objects {
+			if id(o) == "Secret//allowednets-doveadm" {
+				t.Errorf("%s: there is a key", name)
+			}
+		}
+		data := into[corev1.ConfigMap](t, find(t, objects, "ConfigMap//allowednets").Object).Data
+		if got := strings.Contains(data["dovecot.conf"], "service doveadm"); got != test.listens {
+			t.Errorf("%s: doveadm listens: %v", name, got)
 		}
 	}
 }

@@ -120,7 +120,7 @@ lists; stops it after all of them; and restarts it alone if it ends.
 
 {{- define "allowednets-sidecar.volumes" -}}
 {{- $v := index .Values "allowednets-sidecar" -}}
-{{- /* 0444: the pod may have no fsGroup. Only the sidecar mounts it. */ -}}
+{{- /* 0444: the pod may have no fsGroup. Only the sidecar mounts it, and a Dovecot its own key. */ -}}
 - name: allowednets-tls
   secret: {secretName: {{ $v.tlsSecret }}, defaultMode: 0444}
 - name: allowednets-run
@@ -133,7 +133,7 @@ lists; stops it after all of them; and restarts it alone if it ends.
 {{- end }}
 {{- with $v.doveadmKeySecret }}
 - name: allowednets-doveadm
-  secret: {secretName: {{ . }}, defaultMode: 0444}
+  secret: {secretName: {{ tpl . $ }}, defaultMode: 0444}
 {{- end }}
 {{- end -}}
 
