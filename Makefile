@@ -126,7 +126,7 @@ tidy: ## Bring all modules to the same versions and tidy them
 	go work sync
 	@$(call in-modules,GOWORK=off go mod tidy)
 
-# The peers and the logins interleave what they compare by themselves, once: no count, no time. pipefail: a benchmark that fails, fails.
+# What starts whole processes interleaves what it compares by itself, once: no count, no time. pipefail: a benchmark that fails, fails.
 .PHONY: bench
 bench: build ## Run the benchmarks and plot them (BENCH=regexp BENCH_COUNT=3 BENCH_TIME=300ms BENCH_LARGE=1)
 	{ go test -run='^$$' -bench='$(BENCH)' -benchmem -benchtime=$(BENCH_TIME) -count=$(BENCH_COUNT) -p=1 -timeout=0 ./internal/... ./sidecar/... ./services/policy/...; \
