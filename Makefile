@@ -7,6 +7,8 @@ MAKEFLAGS += --warn-undefined-variables --no-builtin-rules --no-print-directory
 
 # The modules of go.work; `go work edit -json` would need a JSON reader.
 MODULES := $(shell sed -n 's|^[[:space:]]*\./||p' go.work)
+# What needs other versions than the product.
+TOOL_MODULES := tools/benchreport tools/charts tools/image tools/lint test/bench/peers
 GOLANGCI_LINT := .tmp/bin/golangci-lint
 BUF := tools/buf/node_modules/.bin/buf
 AXE := tools/axe/node_modules/axe-core/axe.min.js
@@ -55,7 +57,7 @@ test: build $(AXE) ## Run all tests: vet, race detector, each module alone, end 
 
 # Of their own modules: what they need would lift the product's. The first build of helm's and Kubernetes' packages takes minutes.
 .PHONY: test-tools
-test-tools: build ## Test the charts (lint, schemas, every values-*.yaml), the image builder, the report of benchmarks and its peers
+test-tools: build ## Test the charts (lint, schemas, every values-*.yaml), the image builder, the report of the benchmarks and their peers
 	cd tools/image && GOWORK=off go test ./...
 	cd tools/benchreport && GOWORK=off go vet . && GOWORK=off go test .
 	cd test/bench/peers && GOWORK=off go vet . && GOWORK=off go test -count=1 -timeout=5m .
@@ -90,7 +92,7 @@ lint-modules:
 	    if ($$1 in version && version[$$1] != $$2) {print FILENAME ": " $$1 " " $$2 ", but " first[$$1] " has " version[$$1]; bad = 1} \
 	    else {version[$$1] = $$2; first[$$1] = FILENAME}} END {exit bad}' go.work $(MODULES:%=%/go.mod)
 	@$(call in-modules,GOWORK=off go mod tidy -diff)
-	@for module in tools/benchreport tools/charts tools/image tools/lint test/bench/peers; do (cd $$module && GOWORK=off go mod tidy -diff); done
+	@for module in $(TOOL_MODULES); do (cd $$module && GOWORK=off go mod tidy -diff); done
 
 .PHONY: lint-docs
 lint-docs:
@@ -125,8 +127,9 @@ tidy: ## Bring all modules to the same versions and tidy them
 	@$(call in-modules,GOWORK=off go mod tidy)
 	go work sync
 	@$(call in-modules,GOWORK=off go mod tidy)
+	@for module in $(TOOL_MODULES); do (cd $$module && GOWORK=off go mod tidy); done
 
-# The peers and the logins interleave what they compare by themselves, once: no count, no time. pipefail: a benchmark that fails, fails.
+# What starts whole processes interleaves what it compares by itself, once: no count, no time. pipefail: a benchmark that fails, fails.
 .PHONY: bench
 bench: build ## Run the benchmarks and plot them (BENCH=regexp BENCH_COUNT=3 BENCH_TIME=300ms BENCH_LARGE=1)
 	{ go test -run='^$$' -bench='$(BENCH)' -benchmem -benchtime=$(BENCH_TIME) -count=$(BENCH_COUNT) -p=1 -timeout=0 ./internal/... ./sidecar/... ./services/policy/...; \

@@ -19,8 +19,11 @@ import (
 	storev1 "github.com/allowednets/allowednets/gen/allowednets/store/v1"
 )
 
-// prefix of all keys; docs/architecture.md has the rest.
-const prefix = "/allowednets/v1/"
+// Keys of the store; docs/architecture.md has the rest.
+const (
+	prefix = "/allowednets/v1/"
+	logKey = prefix + "log"
+)
 
 // mailbox is the n-th of a large host: ten thousand to a domain.
 func mailbox(n int) string { return fmt.Sprintf("user%07d@d%03d.example.com", n, n/10_000) }

@@ -438,13 +438,12 @@ func (r *reader) apply(c *feedv1.Changes) error {
 }
 
 func (r *reader) verified(revision int64) {
+	now := time.Now().UnixNano()
 	r.mu.Lock()
-	r.commits = append(r.commits, newCommit(revision))
+	r.commits = append(r.commits, commit{revision: revision, at: now})
 	r.mu.Unlock()
 	r.applied.Store(revision)
 }
-
-func newCommit(revision int64) commit { return commit{revision: revision, at: time.Now().UnixNano()} }
 
 // put takes one entry. A reader without a base starts from nothing, where no mailbox comes twice.
 func (r *reader) put(id allow.ID, nets []byte) {

@@ -11,7 +11,7 @@ import (
 // Rounds with and without take turns. p99-ms is that of the rest, x-without that next to the rounds without.
 func BenchmarkIsolation(b *testing.B) {
 	const sidecars, rate, pairs = 1000, 20, 3
-	c := newChain(b, true)
+	c := newChain(b)
 	rest := startHerd(b, c.Stack, "rest", c.policy.Address)
 	tenth := startHerd(b, c.Stack, "tenth", c.policy.Address)
 	rest.do(b, order{Readers: sidecars*9/10 - 1})
@@ -55,7 +55,7 @@ func BenchmarkIsolation(b *testing.B) {
 // BenchmarkIdle: memory of the policy service per open stream on which nothing happens but a sidecar's question every five
 // seconds. rss is all that the process holds, live what the garbage collector last found alive, with stacks.
 func BenchmarkIdle(b *testing.B) {
-	c := newChain(b, true)
+	c := newChain(b)
 	h := startHerd(b, c.Stack, "reader", c.policy.Address)
 	h.do(b, order{Readers: 1})
 	live := func() float64 { return metric(b, c.policy.Admin, "go_memstats_next_gc_bytes") / 2 }

@@ -91,9 +91,10 @@ func BenchmarkLogins(b *testing.B) {
 			b.Fatalf("%s, from outside of the list: %v", check, err)
 		}
 	}
+	checks := []string{"none", "allow_nets", "trivial", "ours"}
 	for _, callers := range []int{1, 4} {
 		rates := make(map[string][]float64)
-		order := []string{"none", "allow_nets", "trivial", "ours"}
+		order := slices.Clone(checks)
 		random := rand.New(rand.NewPCG(1, 1))
 		for round := range loginRounds + 1 {
 			random.Shuffle(len(order), func(i, j int) { order[i], order[j] = order[j], order[i] })
@@ -107,63 +108,46 @@ func BenchmarkLogins(b *testing.B) {
 				}
 			}
 		}
-		for _, check := range []string{"none", "allow_nets", "trivial", "ours"} {
+		for _, check := range checks {
 			b.Run(fmt.Sprintf("check=%s/callers=%d", check, callers), func(b *testing.B) {
 				ratios := make([]float64, loginRounds)
 				for i, r := range rates[check] {
 					ratios[i] = r / rates["trivial"][i]
 				}
+				slices.Sort(ratios)
 				b.ReportMetric(0, "ns/op") // measured before
-				b.ReportMetric(quantile(rates[check], 0.5), "logins/s")
-				b.ReportMetric(quantile(ratios, 0.5), "x-trivial")
-				b.ReportMetric(quantile(ratios, 0.25), "x-trivial-q1")
-				b.ReportMetric(quantile(ratios, 0.75), "x-trivial-q3")
+				b.ReportMetric(median(slices.Clone(rates[check])), "logins/s")
+				b.ReportMetric(atShare(ratios, 0.5), "x-trivial")
+				b.ReportMetric(atShare(ratios, 0.25), "x-trivial-q1")
+				b.ReportMetric(atShare(ratios, 0.75), "x-trivial-q3")
 			})
 		}
 	}
 }
 
-func quantile(values []float64, q float64) float64 {
-	return slices.Sorted(slices.Values(values))[int(q*float64(len(values)))]
-}
-
 // startDovecots starts a Dovecot for each kind of check and returns their addresses.
 func startDovecots(b *testing.B) map[string]string {
 	b.Helper()
-	ctx, cancel := context.WithTimeout(b.Context(), time.Minute)
-	defer cancel()
+	ctx := within(b, startWithin)
 	root, err := stack.Root()
-	if err != nil {
-		b.Fatal(err)
-	}
-	s := loginStack(b, root)
+	must(b, err)
+	s := newStack(b)
 	policy, err := s.StartPolicy(stack.PolicyConfig{PermitNets: "127.0.0.0/8"})
-	if err != nil {
-		b.Fatal(err)
-	}
+	must(b, err)
 	sidecar, err := s.StartSidecar(stack.SidecarConfig{Policy: policy.Address})
-	if err != nil {
-		b.Fatal(err)
-	}
-	if err := errors.Join(policy.AwaitReady(ctx), sidecar.AwaitReady(ctx)); err != nil {
-		b.Fatal(err)
-	}
+	must(b, err)
+	must(b, policy.AwaitReady(ctx), sidecar.AwaitReady(ctx))
 	saveLoginUsers(ctx, b, s, policy, sidecar)
 	trivial, err := s.FreeAddress()
-	if err != nil {
-		b.Fatal(err)
-	}
+	must(b, err)
 	out, err := exec.CommandContext(ctx, "go", "build", "-o", s.Path("allowall"), "github.com/allowednets/allowednets/test/cmd/allowall").CombinedOutput()
 	if err != nil {
 		b.Fatalf("building allowall: %v\n%s", err, out)
 	}
-	if _, err := s.Start("allowall", s.Path("allowall"), []string{trivial}, nil); err != nil {
-		b.Fatal(err)
-	}
+	_, err = s.Start("allowall", s.Path("allowall"), []string{trivial}, nil)
+	must(b, err)
 	published, err := os.ReadFile(filepath.Join(root, "integrations", "dovecot", "allowednets-2.3.conf"))
-	if err != nil {
-		b.Fatal(err)
-	}
+	must(b, err)
 	const door = "http://127.0.0.1:7480/dovecot"
 	if strings.Count(string(published), door+"\n") != 1 {
 		b.Fatalf("allowednets-2.3.conf does not name %s once", door)
@@ -176,13 +160,9 @@ func startDovecots(b *testing.B) map[string]string {
 		{name: "ours", door: "http://" + sidecar.HTTP + "/dovecot"},
 	} {
 		address, err := s.FreeAddress()
-		if err != nil {
-			b.Fatal(err)
-		}
+		must(b, err)
 		_, port, err := net.SplitHostPort(address)
-		if err != nil {
-			b.Fatal(err)
-		}
+		must(b, err)
 		conf := fmt.Sprintf(loginConf, port, "")
 		if kind.door != "" {
 			conf = fmt.Sprintf(loginConf, port, "default_fields = stage=after") + strings.Replace(string(published), door, kind.door, 1)
@@ -206,30 +186,10 @@ func startDovecots(b *testing.B) map[string]string {
 				b.Error(err)
 			}
 		})
-		if err != nil {
-			b.Fatal(err)
-		}
+		must(b, err)
 		at[kind.name] = address
 	}
 	return at
-}
-
-func loginStack(b *testing.B, root string) *stack.Stack {
-	b.Helper()
-	dir, err := os.MkdirTemp("", "logins-") // b.TempDir is too long for unix sockets
-	if err != nil {
-		b.Fatal(err)
-	}
-	s, err := stack.New(dir, filepath.Join(root, "bin"))
-	if err != nil {
-		b.Fatal(err)
-	}
-	b.Cleanup(func() {
-		if err := errors.Join(s.Close(), os.RemoveAll(dir)); err != nil {
-			b.Error(err)
-		}
-	})
-	return s
 }
 
 func loginUser(i int) string { return fmt.Sprintf("user%03d@example.org", i%loginUsers) }
@@ -238,23 +198,17 @@ func loginUser(i int) string { return fmt.Sprintf("user%03d@example.org", i%logi
 func saveLoginUsers(ctx context.Context, b *testing.B, s *stack.Stack, policy *stack.Policy, sidecar *stack.Sidecar) {
 	b.Helper()
 	lists, conn, err := s.PolicyClient(policy.Address)
-	if err != nil {
-		b.Fatal(err)
-	}
+	must(b, err)
 	defer func() { _ = conn.Close() }()
 	revision := ""
 	for i := range loginUsers {
 		resp, err := lists.SetAllowedNets(ctx, &policyv1.SetAllowedNetsRequest{
 			Mailbox: loginUser(i), Input: &policyv1.SetAllowedNetsRequest_Text{Text: loginNets},
 		})
-		if err != nil {
-			b.Fatal(err)
-		}
+		must(b, err)
 		revision = resp.GetAllowedNets().GetRevision()
 	}
-	if err := sidecar.AwaitRevision(ctx, revision); err != nil {
-		b.Fatal(err)
-	}
+	must(b, sidecar.AwaitRevision(ctx, revision))
 }
 
 // loginRate logs in for loginRound with a number of callers and returns how often that was in a second. Every login must succeed.

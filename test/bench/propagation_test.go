@@ -22,11 +22,8 @@ import (
 	"github.com/allowednets/allowednets/test/stack"
 )
 
-const (
-	// people have a list each. No mailbox is saved again while a save of it is under way.
-	people = 1000
-	logKey = "/allowednets/v1/log"
-)
+// people have a list each. No mailbox is saved again while a save of it is under way.
+const people = 1000
 
 // chain is what a save goes through: etcd, one policy service, one sidecar, and beside them a floor.
 type chain struct {
@@ -39,8 +36,8 @@ type chain struct {
 	saves   int // so far; each has a net of its own
 }
 
-// newChain starts everything. With keep the sidecar keeps its state on disk, as it should.
-func newChain(b *testing.B, keep bool) *chain {
+// newChain starts everything. The sidecar keeps its state on disk, as it should.
+func newChain(b *testing.B) *chain {
 	b.Helper()
 	c := &chain{Stack: newStack(b)}
 	etcd, err := c.StartEtcd(b.Context(), "etcd", "")
@@ -51,11 +48,7 @@ func newChain(b *testing.B, keep bool) *chain {
 	must(b, err)
 	b.Cleanup(func() { _ = conn.Close() })
 	c.lists = lists
-	cfg := stack.SidecarConfig{Policy: c.policy.Address}
-	if keep {
-		cfg.AdditionalArgs = []string{"--state-dir", c.Path("state")}
-	}
-	c.sidecar, err = c.StartSidecar(cfg)
+	c.sidecar, err = c.StartSidecar(stack.SidecarConfig{Policy: c.policy.Address, AdditionalArgs: []string{"--state-dir", c.Path("state")}})
 	must(b, err)
 	must(b, c.sidecar.AwaitReady(within(b, startWithin)))
 	checks, socket, err := c.sidecar.Client()
@@ -290,7 +283,7 @@ func (r *round) report(b *testing.B) {
 // One sidecar is real, the others are readers. x-floor is the real one's median next to the floor's. last-p50-ms is the median
 // until a save was enforced everywhere. policy-cpu is in processors.
 func BenchmarkPropagation(b *testing.B) {
-	c := newChain(b, true)
+	c := newChain(b)
 	h := startHerd(b, c.Stack, "reader", c.policy.Address)
 	for _, sidecars := range []int{1, 100, 1000, 2000} {
 		for _, rate := range []int{1, 10, 100} {

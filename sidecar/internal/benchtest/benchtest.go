@@ -55,8 +55,8 @@ type Rounds struct {
 }
 
 // Compare runs a round of each side by turns, beginning with another one each time, until the benchmark has lasted long enough.
-// It reports of each side the quantiles of a call, the mean of the CPU time of a call in another process, and of the first one over each other one the median of the rounds' ratios
-// (x-NAME), with the quartiles (x-NAME-q1, x-NAME-q3).
+// It reports the quantiles of a call of each side, and the mean CPU time of a call in another process. x-NAME is the median of the
+// rounds' ratios of the first side to another; x-NAME-q1 and x-NAME-q3 are their quartiles.
 func Compare(b *testing.B, how Rounds, sides ...Side) {
 	b.Helper()
 	type measured struct {

@@ -132,10 +132,10 @@ func (w *world) update(b *testing.B, state *atomic.Pointer[mirror.State], perSec
 	}
 }
 
-// sizes are numbers of mailboxes. Ten million take minutes and gigabytes: ALLOWEDNETS_BENCH_LARGE=1.
+// sizes are numbers of mailboxes. Ten million take minutes and gigabytes: BENCH_LARGE=1.
 func sizes() []int {
 	s := []int{100_000, 1_000_000}
-	if os.Getenv("ALLOWEDNETS_BENCH_LARGE") != "" {
+	if os.Getenv("BENCH_LARGE") != "" {
 		s = append(s, 10_000_000)
 	}
 	return s

@@ -31,10 +31,10 @@ func heap() uint64 {
 	return m.HeapAlloc
 }
 
-// sizes are numbers of mailboxes. Ten million take gigabytes and a minute: ALLOWEDNETS_BENCH_LARGE=1.
+// sizes are numbers of mailboxes. Ten million take gigabytes and a minute: BENCH_LARGE=1.
 func sizes() []int {
 	s := []int{100_000, 1_000_000}
-	if os.Getenv("ALLOWEDNETS_BENCH_LARGE") != "" {
+	if os.Getenv("BENCH_LARGE") != "" {
 		s = append(s, 10_000_000)
 	}
 	return s
