@@ -3,9 +3,12 @@ package etcdtest
 
 import (
 	"context"
+	"math/rand/v2"
+	"net"
 	"net/url"
 	"os"
 	"path/filepath"
+	"strconv"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -28,10 +31,26 @@ type Etcd struct {
 // Start starts an empty etcd on loopback.
 func Start(tb testing.TB) *Etcd {
 	tb.Helper()
-	e := &Etcd{tb: tb, dir: tb.TempDir(), endpoint: url.URL{Scheme: "http", Host: "127.0.0.1:0"}}
+	e := &Etcd{tb: tb, dir: tb.TempDir(), endpoint: url.URL{Scheme: "http", Host: freeAddress(tb)}}
 	e.Restart()
 	tb.Cleanup(e.Stop)
 	return e
+}
+
+// freeAddress returns an address on loopback whose port stays free while the server is stopped: the kernel gives the ports from
+// 32768 on to whoever connects or listens somewhere.
+func freeAddress(tb testing.TB) string {
+	tb.Helper()
+	const first, last = 10_000, 32_767
+	for range 100 {
+		lis, err := net.Listen("tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(first+rand.IntN(last-first+1)))) //nolint:gosec // no secret
+		if err == nil {
+			_ = lis.Close()
+			return lis.Addr().String()
+		}
+	}
+	tb.Fatalf("no port from %d to %d is free", first, last)
+	return ""
 }
 
 // Endpoint is where clients dial, also after a restart.
@@ -73,7 +92,6 @@ func (e *Etcd) Restart() {
 	case <-time.After(time.Minute):
 		e.tb.Fatal("etcd is not ready after a minute")
 	}
-	e.endpoint.Host = server.Clients[0].Addr().String()
 }
 
 // Lose is what the loss of etcd's volume looks like: an empty etcd at the same endpoint, with the same cluster id.

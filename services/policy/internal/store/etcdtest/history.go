@@ -5,6 +5,7 @@ import (
 	"context"
 	"maps"
 	"slices"
+	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"google.golang.org/protobuf/proto"
@@ -27,7 +28,10 @@ type Change struct {
 // History reads the audit records.
 func (e *Etcd) History() History {
 	e.tb.Helper()
-	resp, err := e.Client().Get(context.WithoutCancel(e.tb.Context()), "/allowednets/v1/changes/", clientv3.WithPrefix())
+	// A test's cleanup reads it too, and must end also if etcd did not start again.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(e.tb.Context()), time.Minute)
+	defer cancel()
+	resp, err := e.Client().Get(ctx, "/allowednets/v1/changes/", clientv3.WithPrefix())
 	if err != nil {
 		e.tb.Fatal(err)
 	}
