@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"os"
@@ -33,6 +34,7 @@ const (
 
 // release is how a chart is rendered.
 type release struct {
+	name          string // allowednets if empty
 	chart, values string // values is YAML
 	upgrade       bool
 	cluster       cluster // nil: helm template
@@ -52,7 +54,7 @@ func (r release) render(t *testing.T) ([]*unstructured.Unstructured, error) {
 	if err := chartutil.ProcessDependencies(loaded, values); err != nil {
 		t.Fatal(err)
 	}
-	options := common.ReleaseOptions{Name: "allowednets", Namespace: "mailnets", IsInstall: !r.upgrade, IsUpgrade: r.upgrade, Revision: 1}
+	options := common.ReleaseOptions{Name: cmp.Or(r.name, "allowednets"), Namespace: "mailnets", IsInstall: !r.upgrade, IsUpgrade: r.upgrade, Revision: 1}
 	all, err := util.ToRenderValues(loaded, values, options, nil)
 	if err != nil {
 		return nil, err

@@ -214,3 +214,20 @@ func TestWholeMail(t *testing.T) {
 		}
 	}
 }
+
+// TestNames: no two objects of a release have the same name, whatever the release is called.
+func TestNames(t *testing.T) {
+	for _, name := range []string{"mail", "roundcube", "my-roundcube"} {
+		whole := scenarios(t)["examples/roundcube/ci/values-whole.yaml"]
+		whole.name = name
+		seen := make(map[string]bool)
+		for _, o := range whole.must(t) {
+			if seen[id(o)] {
+				t.Errorf("release %s: two of %s", name, id(o))
+			}
+			seen[id(o)] = true
+		}
+	}
+	alone := release{name: "roundcube", chart: roundcube, values: "allowednets-sidecar: {policyAddress: 'a:1'}"}
+	find(t, alone.must(t), "Deployment//roundcube") // once is enough
+}

@@ -298,7 +298,7 @@ func (d *Dir) take() {
 	d.taken, d.takenNumber = d.newest, d.number
 	d.journal, d.whole = nil, false
 	d.mu.Unlock()
-	if whole || len(frames) > 0 && d.old {
+	if whole || len(frames) > 0 && d.old && d.onDisk == newest {
 		d.resting = false // a fold may wait; this cannot
 		if d.onDisk == newest {
 			d.onDisk = older

@@ -75,6 +75,13 @@ func TestVersion1OnAFullDisk(t *testing.T) {
 	wantVersion1(t, f.now)
 	f.keep(f.next())
 	f.wantMetric("current", "", 0)
+	tried := f.metric("errors_total", "snapshot")
+	for range 20 {
+		f.keep(f.next())
+	}
+	if again := f.metric("errors_total", "snapshot") - tried; again > 2 { // once it is out of use, it is in no commit's way
+		t.Errorf("20 commits tried %v times to replace it", again)
+	}
 	f.stop()
 	if got := files(t, dir); got != "state.behind state.new" {
 		t.Errorf("files %s", got)

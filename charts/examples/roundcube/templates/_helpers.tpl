@@ -1,6 +1,6 @@
 {{/* What everything is named: it may be of one release with the Dovecot, which is named like the release. */}}
 {{- define "allowednets-roundcube.fullname" -}}
-{{- if contains "roundcube" .Release.Name }}{{ .Release.Name }}{{ else }}{{ .Release.Name }}-roundcube{{ end -}}
+{{- if and (contains "roundcube" .Release.Name) (not .Values.withDovecot) }}{{ .Release.Name }}{{ else }}{{ .Release.Name }}-roundcube{{ end -}}
 {{- end -}}
 
 {{/* A string as PHP reads it. */}}

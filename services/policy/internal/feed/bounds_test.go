@@ -1,7 +1,10 @@
 package feed
 
 import (
+	"sync/atomic"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/allowednets/allowednets/services/policy/internal/store"
 )
@@ -27,5 +30,47 @@ func TestEntriesAllocateTogether(t *testing.T) {
 	}
 	if n := testing.AllocsPerRun(10, func() { entries(batch) }); n > 2 {
 		t.Errorf("%v allocations for %d entries; want 2", n, len(batch))
+	}
+}
+
+// TestPace: a commit waits for the acknowledgement of the one before, but not for long, and always for its turn among all streams:
+// a replica that is so busy that acknowledgements are late must not send more for it.
+func TestPace(t *testing.T) {
+	const never = time.Hour
+	for name, c := range map[string]struct {
+		open        int64
+		acked, want time.Duration
+	}{
+		"few streams":                {open: 100, want: 10 * time.Millisecond},
+		"few, acknowledged later":    {open: 100, acked: 50 * time.Millisecond, want: 50 * time.Millisecond},
+		"few, not acknowledged":      {open: 100, acked: never, want: ackPatience},
+		"many streams":               {open: 5000, want: 500 * time.Millisecond},
+		"many, acknowledged later":   {open: 5000, acked: 300 * time.Millisecond, want: 500 * time.Millisecond},
+		"many, not acknowledged":     {open: 5000, acked: never, want: 500 * time.Millisecond},
+		"as many as patience covers": {open: 2000, acked: never, want: ackPatience},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				st := &stream{acked: make(chan struct{}, 1), open: new(atomic.Int64)}
+				st.open.Store(c.open)
+				begun := time.Now()
+				sent := &commit{revision: 1, at: begun}
+				st.sent.Store(sent)
+				acknowledgement := time.AfterFunc(c.acked, func() {
+					sent.acked.Store(true)
+					replace(st.acked, struct{}{})
+				})
+				defer acknowledgement.Stop()
+				synctest.Wait()
+				changed := make(chan struct{})
+				close(changed)
+				if err := st.wait(t.Context(), store.Batch{Head: true, Changed: changed}); err != nil {
+					t.Fatal(err)
+				}
+				if took := time.Since(begun); took != c.want {
+					t.Errorf("after %v; want %v", took, c.want)
+				}
+			})
+		})
 	}
 }

@@ -19,6 +19,7 @@ import (
 	"golang.org/x/time/rate"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 
 	decisionv1 "github.com/allowednets/allowednets/gen/allowednets/decision/v1"
 	feedv1 "github.com/allowednets/allowednets/gen/allowednets/feed/v1"
@@ -132,6 +133,10 @@ func (s *Service) sync(rpc grpc.BidiStreamingServer[feedv1.SyncRequest, feedv1.S
 	state, err := s.position(rpc.Context(), hello)
 	if err != nil {
 		s.streams.WithLabelValues("refused").Inc()
+		if status.Code(err) == codes.FailedPrecondition {
+			// It enforces another history, so no save of this one is active everywhere.
+			s.cfg.Tracker.Connect(hello.GetId(), serve.Caller(rpc.Context())).Leave(false)
+		}
 		return err
 	}
 	st := &stream{

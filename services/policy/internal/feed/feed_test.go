@@ -60,6 +60,7 @@ type world struct {
 	writer  *store.Store
 	wire    *etcdtest.Wire // below the replica
 	mirror  *store.Mirror
+	tracker *propagation.Tracker
 	replica *store.Replica
 	feed    *feed.Service
 	metrics *prometheus.Registry
@@ -75,7 +76,10 @@ func newWorld(t *testing.T) *world {
 // newWorldOn is another policy service of the same etcd.
 func newWorldOn(t *testing.T, etcd *etcdtest.Etcd) *world {
 	t.Helper()
-	w := &world{t: t, etcd: etcd, wire: &etcdtest.Wire{}, mirror: store.NewMirror(), metrics: prometheus.NewRegistry(), lis: bufconn.Listen(4 << 10)}
+	w := &world{
+		t: t, etcd: etcd, wire: &etcdtest.Wire{}, mirror: store.NewMirror(), tracker: propagation.NewTracker(), metrics: prometheus.NewRegistry(),
+		lis: bufconn.Listen(4 << 10),
+	}
 	w.writer = w.open(&etcdtest.Wire{})
 	log := slog.New(slog.DiscardHandler)
 	timing := store.Timing{Tail: 20 * time.Millisecond, Stall: 100 * time.Millisecond, Scrub: time.Hour, Retry: 20 * time.Millisecond}
@@ -84,7 +88,7 @@ func newWorldOn(t *testing.T, etcd *etcdtest.Etcd) *world {
 		t.Fatal(err)
 	}
 	w.feed, err = feed.New(feed.Config{
-		Mirror: w.mirror, Barrier: w.replica.Barrier, Holds: w.replica.Holds, Tracker: propagation.NewTracker(), Log: log, Metrics: w.metrics,
+		Mirror: w.mirror, Barrier: w.replica.Barrier, Holds: w.replica.Holds, Tracker: w.tracker, Log: log, Metrics: w.metrics,
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -885,6 +889,10 @@ func TestRestoredBackup(t *testing.T) {
 				c.resume()
 				_, err = c.end()
 				wantError(t, err, codes.FailedPrecondition, decisionv1.ErrorReason_ERROR_REASON_HISTORY_WENT_BACK)
+				// It must not look as if all had the save that it does not get.
+				if sum := now.tracker.Summarize(nil, "", now.await(0).Token()); sum.Sidecars != 1 || sum.Applied != 0 {
+					t.Errorf("%s: %d of %d sidecars enforce the newest save", what, sum.Applied, sum.Sidecars)
+				}
 			}
 			refused("at first")
 			w.save("bob@example.com", true)

@@ -165,9 +165,9 @@ func (st *stream) wait(ctx context.Context, b store.Batch) error {
 		if !b.Head || sent == nil {
 			return nil
 		}
-		rest := ackPatience
-		if sent.acked.Load() {
-			rest = time.Duration(st.open.Load()) * streamGap
+		rest := time.Duration(st.open.Load()) * streamGap
+		if !sent.acked.Load() {
+			rest = max(rest, ackPatience) // late acknowledgements must not quicken what many streams slow down
 		}
 		if rest = time.Until(sent.at.Add(rest)); rest <= 0 {
 			return nil

@@ -222,6 +222,15 @@ func (r *Replica) load(ctx context.Context) error {
 		return fmt.Errorf("%w: the records add up to %d saves, but there were %d: records are missing or were edited",
 			ErrDamaged, versions, h.version)
 	}
+	if h.newest != nil { // the records may be those of a backup that was restored since
+		held, err := r.store.holds(ctx, newest, h.epoch, anchor)
+		if err != nil {
+			return err
+		}
+		if !held {
+			return fmt.Errorf("reading all records: %w: the history is another one by now", ErrUnavailable)
+		}
+	}
 	r.damaged.Set(0)
 	r.newest = newest
 	r.anchors.remember(h.epoch, anchor, true)

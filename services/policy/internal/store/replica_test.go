@@ -861,6 +861,40 @@ func TestBackupRestored(t *testing.T) {
 	}
 }
 
+// TestBackupRestoredBelowALoad: between the load's question for the newest save and its reading of the records, etcd comes back
+// with a backup, and with as many saves as before, of which the last has the same revision.
+func TestBackupRestoredBelowALoad(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.save(20)
+	backup := w.etcd.Backup()
+	w.save(10)
+	var heads atomic.Int64
+	w.wire.OnCall(func(_ context.Context, req, _ any, call func() error) error {
+		err := call()
+		if txn, ok := req.(*pb.TxnRequest); ok && string(txn.GetSuccess()[1].GetRequestRange().GetKey()) == logKey && heads.Add(1) == 2 { // the first opened the store
+			w.etcd.Restore(backup)
+			w.otherwise()
+			w.save(10)
+			for _, away := w.replica.store.client.Get(t.Context(), metaKey); away != nil; {
+				_, away = w.replica.store.client.Get(t.Context(), metaKey)
+			}
+		}
+		return err
+	})
+	s := w.start(quick).await()
+	if heads.Load() < 2 {
+		t.Fatal("nothing was restored")
+	}
+	newest, err := w.writer.head(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !s.Anchor.of(newest.newest) {
+		t.Error("the mirror has the one history's records and the other's anchor")
+	}
+}
+
 // otherwise makes the ten saves since the backup again: of the same mailboxes in the same order, but with other lists.
 func (w *world) otherwise() {
 	w.saves, w.listed = w.saves-10+35*100, [7]bool{}
