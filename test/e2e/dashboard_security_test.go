@@ -151,7 +151,9 @@ func testHeaders(t *testing.T, s *site) {
 		{in, "POST", mailboxPage, form("action", "save", "text", "10.0.0.1"), 422}, {in, "POST", mailboxPage, form("action", "nothing"), 400},
 		{in, "POST", mailboxPage, form("action", "save", "text", "192.0.2.1"), 409},
 		{in, "POST", mailboxPage, strings.NewReader("action=%zz"), 400}, {in, "PUT", mailboxPage, form("text", ""), 404},
-		{in, "POST", mailboxPage, bytes.NewReader(make([]byte, 3<<20)), 413},
+		// In chunks and an octet too long: it is refused when nearly all is read. One with its length is refused unread, which the client, still
+		// writing, may learn from a connection that is closed.
+		{in, "POST", mailboxPage, io.MultiReader(bytes.NewReader(make([]byte, 2<<20+1))), 413},
 	} {
 		got := c.who.do(c.method, c.path, c.body)
 		if got.StatusCode != c.status {
