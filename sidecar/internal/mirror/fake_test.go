@@ -127,8 +127,13 @@ func (f *feed) Sync(stream feedv1.FeedService_SyncServer) error {
 	if c.hello == nil {
 		f.t.Errorf("the first message is %v", first)
 	}
+	select {
+	case f.opened <- c:
+	case <-stream.Context().Done():
+		return nil
+	}
 	received := make(chan struct{})
-	deaf := f.deaf.Load()
+	deaf := f.deaf.Load() // not before somebody accepted the stream, so that the test has said what it wants
 	go func() {
 		defer close(received)
 		if deaf {
@@ -150,11 +155,6 @@ func (f *feed) Sync(stream feedv1.FeedService_SyncServer) error {
 			}
 		}
 	}()
-	select {
-	case f.opened <- c:
-	case <-received:
-		return nil
-	}
 	select {
 	case err := <-c.end:
 		return err

@@ -72,11 +72,15 @@ func (w *world) start(timing Timing) *world {
 
 func (w *world) run() {
 	ctx, cancel := context.WithCancel(context.Background())
-	ended := make(chan error, 1)
-	go func() { ended <- w.replica.Run(ctx) }()
+	ended := make(chan struct{})
+	var err error
+	go func() {
+		defer close(ended) // also if a fault ended the goroutine with t.Fatal
+		err = w.replica.Run(ctx)
+	}()
 	w.stop = sync.OnceFunc(func() {
 		cancel()
-		if err := <-ended; !errors.Is(err, context.Canceled) {
+		if <-ended; !errors.Is(err, context.Canceled) {
 			w.t.Errorf("Run = %v", err)
 		}
 	})
@@ -870,22 +874,30 @@ func TestBackupRestoredBelowALoad(t *testing.T) {
 	backup := w.etcd.Backup()
 	w.save(10)
 	var heads atomic.Int64
-	w.wire.OnCall(func(_ context.Context, req, _ any, call func() error) error {
+	between, restored := make(chan struct{}), make(chan struct{})
+	w.wire.OnCall(func(ctx context.Context, req, _ any, call func() error) error {
 		err := call()
 		if txn, ok := req.(*pb.TxnRequest); ok && string(txn.GetSuccess()[1].GetRequestRange().GetKey()) == logKey && heads.Add(1) == 2 { // the first opened the store
-			w.etcd.Restore(backup)
-			w.otherwise()
-			w.save(10)
-			for _, away := w.replica.store.client.Get(t.Context(), metaKey); away != nil; {
-				_, away = w.replica.store.client.Get(t.Context(), metaKey)
+			close(between)
+			select {
+			case <-restored:
+			case <-ctx.Done():
 			}
 		}
 		return err
 	})
-	s := w.start(quick).await()
-	if heads.Load() < 2 {
-		t.Fatal("nothing was restored")
+	w.start(quick)
+	select {
+	case <-between:
+	case <-within(t).Done():
+		t.Fatal("the newest save was not asked for")
 	}
+	w.etcd.Restore(backup)
+	w.otherwise()
+	w.save(10)
+	until(t, "a way to etcd", func() bool { _, err := w.replica.store.client.Get(within(t), metaKey); return err == nil })
+	close(restored)
+	s := w.await()
 	newest, err := w.writer.head(t.Context())
 	if err != nil {
 		t.Fatal(err)
