@@ -65,8 +65,7 @@ func startChild(b *testing.B, args ...string) (pid int) {
 	// It ends when its input does, later than the context.
 	cmd := exec.CommandContext(context.WithoutCancel(b.Context()), os.Args[0], "-test.run=^TestChild$")
 	if profiles := os.Getenv(childProfiles); profiles != "" {
-		cmd.Args = append(cmd.Args, "-test.cpuprofile="+filepath.Join(profiles, args[0]+".cpu"), "-test.memprofile="+filepath.Join(profiles, args[0]+".mem"),
-			"-test.memprofilerate=4096")
+		cmd.Args = append(cmd.Args, "-test.cpuprofile="+filepath.Join(profiles, args[0]+".cpu"), "-test.memprofile="+filepath.Join(profiles, args[0]+".mem"))
 	}
 	cmd.Env = append(os.Environ(), childArgs+"="+strings.Join(args, "\n"))
 	out := new(output)

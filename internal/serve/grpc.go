@@ -57,7 +57,7 @@ func NewGRPC(cfg GRPCConfig, register func(grpc.ServiceRegistrar)) (*GRPC, error
 	if err := cfg.Metrics.Register(calls); err != nil {
 		return nil, fmt.Errorf("registering metrics: %w", err)
 	}
-	g := guard{callers: cfg.Callers, log: cfg.Log, calls: calls, refusals: rate.NewLimiter(rate.Every(time.Second), 10)}
+	g := &guard{callers: cfg.Callers, log: cfg.Log, calls: calls, refusals: rate.NewLimiter(rate.Every(time.Second), 10)}
 	opts := []grpc.ServerOption{
 		grpc.Creds(cfg.Credentials),
 		grpc.UnaryInterceptor(g.unary),
@@ -80,6 +80,13 @@ func NewGRPC(cfg GRPCConfig, register func(grpc.ServiceRegistrar)) (*GRPC, error
 	register(s.Server)
 	healthv1.RegisterHealthServer(s.Server, s.health)
 	reflection.Register(s.Server)
+	g.succeeded = make(map[string]prometheus.Counter)
+	for service, info := range s.GetServiceInfo() {
+		for _, m := range info.Methods {
+			method := "/" + service + "/" + m.Name
+			g.succeeded[method] = calls.WithLabelValues(method, codes.OK.String())
+		}
+	}
 	s.SetReady(false)
 	return s, nil
 }
@@ -124,11 +131,13 @@ type guard struct {
 	callers *Callers
 	log     *slog.Logger
 	calls   *prometheus.CounterVec
+	// succeeded has the counter of each method's successes, to look it up once.
+	succeeded map[string]prometheus.Counter
 	// refusals bounds the log of refused callers.
 	refusals *rate.Limiter
 }
 
-func (g guard) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (resp any, err error) {
+func (g *guard) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (resp any, err error) {
 	defer g.finish(ctx, info.FullMethod, &err)
 	if err := g.authorize(ctx, info.FullMethod); err != nil {
 		return nil, err
@@ -136,7 +145,7 @@ func (g guard) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, h
 	return handler(ctx, req)
 }
 
-func (g guard) stream(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) (err error) {
+func (g *guard) stream(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) (err error) {
 	defer g.finish(ss.Context(), info.FullMethod, &err)
 	if err := g.authorize(ss.Context(), info.FullMethod); err != nil {
 		return err
@@ -144,17 +153,21 @@ func (g guard) stream(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo
 	return handler(srv, ss)
 }
 
-func (g guard) authorize(ctx context.Context, method string) error {
+func (g *guard) authorize(ctx context.Context, method string) error {
 	if g.callers == nil {
 		return nil
 	}
 	return g.callers.authorize(ctx, method)
 }
 
-func (g guard) finish(ctx context.Context, method string, err *error) {
+func (g *guard) finish(ctx context.Context, method string, err *error) {
 	if p := recover(); p != nil {
 		g.log.ErrorContext(ctx, "panic in RPC", "method", method, "panic", fmt.Sprint(p), "stack", string(debug.Stack()))
 		*err = rpcerr.New(codes.Internal, decisionv1.ErrorReason_ERROR_REASON_INTERNAL, "internal error")
+	}
+	if *err == nil {
+		g.succeeded[method].Inc()
+		return
 	}
 	code := status.Code(*err)
 	g.calls.WithLabelValues(method, code.String()).Inc()

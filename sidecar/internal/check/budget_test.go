@@ -60,8 +60,8 @@ func TestAllocationBudget(t *testing.T) {
 				t.Fatal(resp, err)
 			}
 		}},
-		"JSON":    {8, post("/v1/check", `{"mailbox":"alice@example.org","clientAddress":"8.8.8.8","service":"SERVICE_IMAP"}`, "REASON_MATCHED")},
-		"Dovecot": {5, post("/dovecot?command=allow", `{"login":"alice@example.org","remote":"8.8.8.8","protocol":"imap","stage":"before"}`, `{"status":0,"msg":""}`)},
+		"JSON":    {5, post("/v1/check", `{"mailbox":"alice@example.org","clientAddress":"8.8.8.8","service":"SERVICE_IMAP"}`, "REASON_MATCHED")},
+		"Dovecot": {3, post("/dovecot?command=allow", `{"login":"alice@example.org","remote":"8.8.8.8","protocol":"imap","stage":"before"}`, `{"status":0,"msg":""}`)},
 	} {
 		t.Run(name, func(t *testing.T) {
 			if n := testing.AllocsPerRun(100, test.call); n > test.budget {

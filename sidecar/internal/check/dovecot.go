@@ -64,7 +64,7 @@ func (d *dovecotDoor) serve(w http.ResponseWriter, r *http.Request, authorized b
 		a.Msg = printable(a.Msg)
 		body, _ = json.Marshal(a) // an int and a string always can be
 	}
-	w.Header().Set("Content-Type", "application/json")
+	w.Header()["Content-Type"] = typeJSON
 	_, _ = w.Write(body)
 }
 
@@ -76,8 +76,11 @@ func (d *dovecotDoor) recovered(r *http.Request, authorized bool) (a answer) {
 		}
 	}()
 	body, err := readBody(r)
+	if errors.Is(err, errTooLarge) {
+		_, _ = io.Copy(io.Discard, io.LimitReader(r.Body, maxDrained))
+	}
 	if err != nil {
-		return d.refuse(r.Context(), err)
+		return d.refuse(r.Context(), &requestError{"the body cannot be read", err})
 	}
 	if !authorized {
 		return d.refuse(r.Context(), errUnauthorized)
@@ -260,17 +263,4 @@ func parseAnyLogin(body []byte) (login, error) {
 		}
 	}
 	return l, nil
-}
-
-// readBody reads a body of at most [maxBody] octets.
-func readBody(r *http.Request) ([]byte, error) {
-	b, err := readAll(r, io.LimitReader(r.Body, maxBody+1))
-	if err != nil {
-		return nil, &requestError{problem: "the body cannot be read"}
-	}
-	if len(b) > maxBody {
-		_, _ = io.Copy(io.Discard, io.LimitReader(r.Body, maxDrained))
-		return nil, &requestError{problem: "the body is too long"}
-	}
-	return b, nil
 }

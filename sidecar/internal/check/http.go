@@ -3,6 +3,7 @@ package check
 import (
 	"crypto/sha256"
 	"crypto/subtle"
+	"errors"
 	"io"
 	"net/http"
 	"net/netip"
@@ -76,12 +77,19 @@ func authorized(r *http.Request, token string) bool {
 	return strings.EqualFold(scheme, "Bearer") && subtle.ConstantTimeCompare(want[:], have[:]) == 1
 }
 
-// readAll reads a body that is limited already.
-func readAll(r *http.Request, limited io.Reader) ([]byte, error) {
-	if r.ContentLength < 0 || r.ContentLength > maxBody {
-		return io.ReadAll(limited)
+// errTooLarge means that a body has more than [maxBody] octets.
+var errTooLarge = errors.New("the body is too long")
+
+// readBody reads a body. If the error is [errTooLarge], the connection may have some of it left.
+func readBody(r *http.Request) ([]byte, error) {
+	if 0 <= r.ContentLength && r.ContentLength <= maxBody {
+		body := make([]byte, r.ContentLength)
+		_, err := io.ReadFull(r.Body, body)
+		return body, err
 	}
-	body := make([]byte, r.ContentLength)
-	_, err := io.ReadFull(limited, body)
+	body, err := io.ReadAll(io.LimitReader(r.Body, maxBody+1))
+	if err == nil && len(body) > maxBody {
+		err = errTooLarge
+	}
 	return body, err
 }

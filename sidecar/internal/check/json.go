@@ -46,10 +46,10 @@ func (j *jsonDoor) serve(w http.ResponseWriter, r *http.Request, authorized bool
 		j.refuse(w, r, http.StatusUnsupportedMediaType, &requestError{problem: "the Content-Type must be application/json"})
 		return
 	}
-	body, err := readAll(r, http.MaxBytesReader(w, r.Body, maxBody))
+	body, err := readBody(r)
 	if err != nil {
 		code := http.StatusBadRequest
-		if tooLarge := new(http.MaxBytesError); errors.As(err, &tooLarge) {
+		if errors.Is(err, errTooLarge) {
 			code = http.StatusRequestEntityTooLarge
 		}
 		j.refuse(w, r, code, &requestError{"the body cannot be read", err})
@@ -167,8 +167,16 @@ func writeJSON(w http.ResponseWriter, code int, msg proto.Message) {
 }
 
 func write(w http.ResponseWriter, code int, body []byte) {
-	w.Header().Set("Content-Type", "application/json")
-	w.Header().Set("Cache-Control", "no-store")
+	header := w.Header()
+	header["Content-Type"], header["Cache-Control"] = typeJSON, notStored
 	w.WriteHeader(code)
 	_, _ = w.Write(body)
 }
+
+// Values of headers that all answers share, to save what Header.Set allocates. Nobody changes them.
+//
+//nolint:gochecknoglobals // constants, but for the language
+var (
+	typeJSON  = []string{"application/json"}
+	notStored = []string{"no-store"}
+)
