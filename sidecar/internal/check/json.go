@@ -175,7 +175,7 @@ func write(w http.ResponseWriter, code int, body []byte) {
 
 // Values of headers that all answers share, to save what Header.Set allocates. Nobody changes them.
 //
-//nolint:gochecknoglobals // constants, but for the language
+//nolint:gochecknoglobals // constants in all but syntax
 var (
 	typeJSON  = []string{"application/json"}
 	notStored = []string{"no-store"}
