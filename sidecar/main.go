@@ -129,6 +129,7 @@ func build(ctx context.Context, cfg config, log *slog.Logger) (_ *process, err e
 	p.checks = check.NewGRPC(decider, faults, p.status)
 	p.grpc, err = serve.NewGRPC(serve.GRPCConfig{
 		Credentials: insecure.NewCredentials(), // the listeners are a unix socket and loopback
+		Local:       true,
 		Log:         log, Metrics: p.registry,
 		Workers: uint32(4 * runtime.GOMAXPROCS(0)),
 	}, func(r grpc.ServiceRegistrar) {

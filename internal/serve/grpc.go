@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"net"
 	"runtime/debug"
 	"time"
@@ -39,6 +40,9 @@ type GRPCConfig struct {
 	MaxConnectionAge time.Duration
 	// Options are added to the server's own.
 	Options []grpc.ServerOption
+	// Local means that all peers are on this machine, where the kernel tells when one is gone. There are no keepalive pings then: after
+	// the wall clock was set back gRPC takes connections on which it reads for silent ones, and cuts them off.
+	Local bool
 	// Workers is how many goroutines serve unary calls; 0 means a new one for each call.
 	Workers uint32
 }
@@ -57,6 +61,10 @@ func NewGRPC(cfg GRPCConfig, register func(grpc.ServiceRegistrar)) (*GRPC, error
 	if err := cfg.Metrics.Register(calls); err != nil {
 		return nil, fmt.Errorf("registering metrics: %w", err)
 	}
+	keepaliveTime := 20 * time.Second
+	if cfg.Local {
+		keepaliveTime = math.MaxInt64
+	}
 	g := &guard{callers: cfg.Callers, log: cfg.Log, calls: calls, refusals: rate.NewLimiter(rate.Every(time.Second), 10)}
 	opts := []grpc.ServerOption{
 		grpc.Creds(cfg.Credentials),
@@ -64,7 +72,7 @@ func NewGRPC(cfg GRPCConfig, register func(grpc.ServiceRegistrar)) (*GRPC, error
 		grpc.StreamInterceptor(g.stream),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 5 * time.Second, PermitWithoutStream: true}),
 		grpc.KeepaliveParams(keepalive.ServerParameters{
-			Time: 20 * time.Second, Timeout: 10 * time.Second,
+			Time: keepaliveTime, Timeout: 10 * time.Second,
 			MaxConnectionAge: cfg.MaxConnectionAge, MaxConnectionAgeGrace: StopTimeout,
 		}),
 		grpc.ConnectionTimeout(StopTimeout), // a stop waits for connections that have not said what they are

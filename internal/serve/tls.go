@@ -25,8 +25,8 @@ type TLSFlags struct {
 
 // Credentials returns mutual TLS 1.3 from the files, or plain text if that was asked for. Anything in between is an error.
 //
-// The files are read again at every handshake, so that a rotated certificate is used without a restart; while they do not
-// fit together, in the middle of a rotation, the last ones that did stay in use.
+// The files are read again at every handshake, so that a rotated certificate is used without a restart, and parsed again if they
+// changed; while they do not fit together, in the middle of a rotation, the last ones that did stay in use.
 func (f TLSFlags) Credentials() (credentials.TransportCredentials, error) {
 	files := f.TLSCertFile != "" || f.TLSKeyFile != "" || f.TLSCAFile != ""
 	switch {
@@ -37,7 +37,7 @@ func (f TLSFlags) Credentials() (credentials.TransportCredentials, error) {
 	case f.TLSCertFile == "" || f.TLSKeyFile == "" || f.TLSCAFile == "":
 		return nil, errors.New("--tls-cert-file, --tls-key-file and --tls-ca-file are all needed (or --insecure-plaintext, on loopback only)")
 	}
-	c := &fileCredentials{flags: f, last: new(atomic.Pointer[tls.Config])}
+	c := &fileCredentials{flags: f, last: new(atomic.Pointer[loaded])}
 	if _, err := c.load(); err != nil {
 		return nil, err
 	}
@@ -66,7 +66,11 @@ func (c filesCollector) Collect(metrics chan<- prometheus.Metric) {
 	if c.flags.TLSCertFile == "" {
 		return
 	}
-	cfg, err := c.flags.read()
+	files, err := c.flags.read()
+	var cfg *tls.Config
+	if err == nil {
+		cfg, err = c.flags.parse(files)
+	}
 	if err != nil {
 		metrics <- prometheus.MustNewConstMetric(c.usable, prometheus.GaugeValue, 0)
 		return
@@ -78,28 +82,60 @@ func (c filesCollector) Collect(metrics chan<- prometheus.Metric) {
 // fileCredentials is mutual TLS with files that may be rotated.
 type fileCredentials struct {
 	flags TLSFlags
-	last  *atomic.Pointer[tls.Config] // shared by clones
+	last  *atomic.Pointer[loaded] // shared by clones
 }
 
-func (c *fileCredentials) load() (*tls.Config, error) {
-	cfg, err := c.flags.read()
-	if err == nil {
-		c.last.Store(cfg)
+// loaded is what files mean. All connections share it until the files change: what each parsed for itself it would keep.
+type loaded struct {
+	files       tlsFiles
+	credentials credentials.TransportCredentials
+}
+
+// load returns the credentials of the files as they are now.
+func (c *fileCredentials) load() (credentials.TransportCredentials, error) {
+	files, err := c.flags.read()
+	if err != nil {
+		return nil, err
 	}
-	return cfg, err
+	if last := c.last.Load(); last != nil && last.files == files {
+		return last.credentials, nil
+	}
+	cfg, err := c.flags.parse(files)
+	if err != nil {
+		return nil, err
+	}
+	now := &loaded{files, credentials.NewTLS(cfg)}
+	c.last.Store(now)
+	return now.credentials, nil
 }
 
-func (f TLSFlags) read() (*tls.Config, error) {
-	cert, err := tls.LoadX509KeyPair(f.TLSCertFile, f.TLSKeyFile)
+// tlsFiles is the text of the files.
+type tlsFiles struct{ cert, key, authorities string }
+
+func (f TLSFlags) read() (tlsFiles, error) {
+	var files tlsFiles
+	for _, file := range []struct {
+		path, what string
+		to         *string
+	}{
+		{f.TLSCertFile, "certificate", &files.cert}, {f.TLSKeyFile, "key", &files.key}, {f.TLSCAFile, "authorities", &files.authorities},
+	} {
+		pem, err := os.ReadFile(file.path)
+		if err != nil {
+			return tlsFiles{}, fmt.Errorf("reading %s: %w", file.what, err)
+		}
+		*file.to = string(pem)
+	}
+	return files, nil
+}
+
+func (f TLSFlags) parse(files tlsFiles) (*tls.Config, error) {
+	cert, err := tls.X509KeyPair([]byte(files.cert), []byte(files.key))
 	if err != nil {
 		return nil, fmt.Errorf("reading certificate and key: %w", err)
 	}
-	pem, err := os.ReadFile(f.TLSCAFile)
-	if err != nil {
-		return nil, fmt.Errorf("reading authorities: %w", err)
-	}
 	pool := x509.NewCertPool()
-	if !pool.AppendCertsFromPEM(pem) {
+	if !pool.AppendCertsFromPEM([]byte(files.authorities)) {
 		return nil, fmt.Errorf("reading authorities: %s holds no certificate", f.TLSCAFile)
 	}
 	return &tls.Config{
@@ -113,11 +149,11 @@ func (f TLSFlags) read() (*tls.Config, error) {
 }
 
 func (c *fileCredentials) current() credentials.TransportCredentials {
-	cfg, err := c.load()
+	current, err := c.load()
 	if err != nil {
-		cfg = c.last.Load()
+		current = c.last.Load().credentials
 	}
-	return credentials.NewTLS(cfg)
+	return current
 }
 
 func (c *fileCredentials) ClientHandshake(ctx context.Context, authority string, conn net.Conn) (net.Conn, credentials.AuthInfo, error) {

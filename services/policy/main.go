@@ -11,6 +11,7 @@ import (
 	"net"
 	"os"
 	"os/signal"
+	"runtime/debug"
 	"syscall"
 	"time"
 
@@ -33,6 +34,9 @@ import (
 const maxConnectionAge = 30 * time.Minute
 
 func main() {
+	if os.Getenv("GOGC") == "" {
+		debug.SetGCPercent(gcPercent)
+	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	code := run(ctx, os.Args[1:], os.Stdout, os.Stderr)
 	stop()
@@ -40,11 +44,15 @@ func main() {
 }
 
 // Buffers of a connection, of which a large host has thousands: idle ones hold the first, those that write the second. A TLS record
-// has at most 16 KiB.
+// has at most 16 KiB, and package tls holds one that came until it is read.
 const (
-	readBuffer  = 4 << 10
+	readBuffer  = 0
 	writeBuffer = 16 << 10
 )
+
+// gcPercent is how much garbage there may be next to what is alive. Most of what this process holds, lists and streams, lives long,
+// so that half of Go's default saves a quarter of its memory for little of its time.
+const gcPercent = 50
 
 // run is the process. It returns the exit code: 0 after ctx ended, 1 if something broke, 2 if the command line cannot work.
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {

@@ -53,12 +53,18 @@ func BenchmarkIsolation(b *testing.B) {
 }
 
 // BenchmarkIdle: memory of the policy service per open stream on which nothing happens but a sidecar's question every five
-// seconds. rss is all that the process holds, live what the garbage collector last found alive, with stacks.
+// seconds. rss is all that the process holds, live what the garbage collector last found alive, with all stacks.
 func BenchmarkIdle(b *testing.B) {
 	c := newChain(b)
 	h := startHerd(b, c.Stack, "reader", c.policy.Address)
 	h.do(b, order{Readers: 1})
-	live := func() float64 { return metric(b, c.policy.Admin, "go_memstats_next_gc_bytes") / 2 }
+	live := func() float64 {
+		// The collector begins again when the heap has grown by a share of itself and of the stacks (A Guide to the Go Garbage
+		// Collector, "GOGC").
+		stacks := metric(b, c.policy.Admin, "go_memstats_stack_inuse_bytes")
+		share := metric(b, c.policy.Admin, "go_gc_gogc_percent") / 100
+		return (metric(b, c.policy.Admin, "go_memstats_next_gc_bytes")-share*stacks)/(1+share) + stacks
+	}
 	rss0, _ := resident(b, c.policy.Pid())
 	live0 := live()
 	for _, streams := range []int{500, 1000, 2000} {

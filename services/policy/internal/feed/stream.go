@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"io"
-	"sync"
 	"sync/atomic"
 	"time"
 
@@ -38,12 +37,13 @@ type stream struct {
 	committed   store.State            // newest commit sent
 	sent        atomic.Pointer[commit] // the same, for acks
 
-	pings    chan uint64       // newest ping
-	pongs    chan *feedv1.Pong // newest pong
-	received chan error        // why receiving ended
-	acked    chan struct{}     // the newest commit sent was acknowledged
-	turn     chan struct{}     // of all streams
-	open     *atomic.Int64     // streams
+	pings     chan uint64       // newest ping
+	answering atomic.Bool       // there is a goroutine for pings
+	pongs     chan *feedv1.Pong // newest pong
+	received  chan error        // why receiving ended
+	acked     chan struct{}     // the newest commit sent was acknowledged
+	turn      chan struct{}     // of all streams
+	open      *atomic.Int64     // streams
 }
 
 // commit is a commit on its way to being enforced.
@@ -53,14 +53,10 @@ type commit struct {
 	acked    atomic.Bool
 }
 
-// run owns sending. Two goroutines beside it receive, and answer pings; both end with the stream's context, which gRPC
-// cancels when the handler returns, so they are not waited for by name.
+// run owns sending. One goroutine beside it receives, and another answers pings while there are any; both end with the stream's
+// context, which gRPC cancels when the handler returns, so they are not waited for by name.
 func (st *stream) run() error {
-	ctx, cancel := context.WithCancel(st.rpc.Context())
-	var pinger sync.WaitGroup
-	defer pinger.Wait()
-	defer cancel()
-	pinger.Go(func() { st.answerPings(ctx) })
+	ctx := st.rpc.Context()
 	go func() { st.received <- st.receive() }()
 
 	welcome := &feedv1.Welcome{Cluster: st.identity.Store, Epoch: st.identity.Epoch, Restart: st.restart}
@@ -193,6 +189,9 @@ func (st *stream) receive() error {
 			}
 		case *feedv1.SyncRequest_Ping:
 			replace(st.pings, msg.GetPing().GetNonce())
+			if st.answering.CompareAndSwap(false, true) {
+				go st.answerPings(st.rpc.Context())
+			}
 		default:
 			return rpcerr.New(codes.InvalidArgument, decisionv1.ErrorReason_ERROR_REASON_FIELD_INVALID,
 				"message: only ack and ping may follow hello", rpcerr.Field("message", "only ack and ping may follow hello"))
@@ -216,17 +215,20 @@ func (st *stream) acknowledge(rev int64) error {
 	return nil
 }
 
-// answerPings answers the newest ping with a read of the store that began after it. A store that does not answer gets no
-// pong, and the sidecar's data ages.
+// answerPings answers the newest ping with a read of the store that began after it, until there is no newer one: a goroutine that
+// waited for pings would be a sixth of the memory of a stream. A store that does not answer gets no pong, and the sidecar's data ages.
 func (st *stream) answerPings(ctx context.Context) {
 	for {
 		select {
-		case <-ctx.Done():
-			return
 		case nonce := <-st.pings:
 			state, err := st.barrier(ctx)
 			if err == nil {
 				replace(st.pongs, &feedv1.Pong{Nonce: nonce, Revision: state.Revision})
+			}
+		default:
+			st.answering.Store(false)
+			if len(st.pings) == 0 || !st.answering.CompareAndSwap(false, true) {
+				return
 			}
 		}
 	}
