@@ -28,7 +28,7 @@ type fault struct {
 
 const (
 	short = 2 * time.Second
-	// long is more than it may take until a sidecar knows that it is cut off.
+	// long is more than it may take until a sidecar knows that it is cut off, and until gRPC takes a connection for silent.
 	long = 31 * time.Second
 	// leaderGap is how long nobody may be able to save when etcd's leader dies.
 	leaderGap = 3 * time.Second
@@ -83,7 +83,12 @@ func faults(clocks bool) []*fault {
 		{name: "whole control plane down", targets: 1, claims: all("everything"), shortest: 3 * short, alone: true, begin: blackout},
 	}
 	if clocks {
-		everything = append(everything, &fault{name: "wall clock jumps", targets: 4, claims: all("side3"), shortest: 2 * short, begin: jump})
+		everything = append(everything,
+			&fault{name: "wall clock jumps", targets: 4, claims: all("side3"), shortest: 2 * short, begin: jump},
+			&fault{name: "wall clock set back", targets: 1, claims: all("side3"), shortest: long, begin: func(ctx context.Context, w *world, _ int) (func(context.Context) error, error) {
+				return jump(ctx, w, 1)
+			}},
+		)
 	}
 	only, err := regexp.Compile(os.Getenv("ALLOWEDNETS_FAULTS_ONLY"))
 	return slices.DeleteFunc(everything, func(f *fault) bool { return err != nil || !only.MatchString(f.name) })
