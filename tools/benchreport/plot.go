@@ -10,7 +10,7 @@ import (
 
 // A plot in pixels; to the right of it stand the names of the lines.
 const (
-	width, height            = 760, 400
+	width, height            = 800, 400
 	left, right, top, bottom = 82, 560, 44, 344
 	// between is the least distance of two names.
 	between = 16
