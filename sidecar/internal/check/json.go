@@ -172,11 +172,3 @@ func write(w http.ResponseWriter, code int, body []byte) {
 	w.WriteHeader(code)
 	_, _ = w.Write(body)
 }
-
-// Values of headers that all answers share, to save what Header.Set allocates. Nobody changes them.
-//
-//nolint:gochecknoglobals // constants in all but syntax
-var (
-	typeJSON  = []string{"application/json"}
-	notStored = []string{"no-store"}
-)
