@@ -8,6 +8,7 @@ import (
 	"math"
 	"net"
 	"runtime/debug"
+	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -88,11 +89,11 @@ func NewGRPC(cfg GRPCConfig, register func(grpc.ServiceRegistrar)) (*GRPC, error
 	register(s.Server)
 	healthv1.RegisterHealthServer(s.Server, s.health)
 	reflection.Register(s.Server)
-	g.succeeded = make(map[string]prometheus.Counter)
+	g.succeeded = make(map[string]func() prometheus.Counter)
 	for service, info := range s.GetServiceInfo() {
 		for _, m := range info.Methods {
 			method := "/" + service + "/" + m.Name
-			g.succeeded[method] = calls.WithLabelValues(method, codes.OK.String())
+			g.succeeded[method] = sync.OnceValue(func() prometheus.Counter { return calls.WithLabelValues(method, codes.OK.String()) })
 		}
 	}
 	s.SetReady(false)
@@ -139,8 +140,8 @@ type guard struct {
 	callers *Callers
 	log     *slog.Logger
 	calls   *prometheus.CounterVec
-	// succeeded has the counter of each method's successes, to look it up once.
-	succeeded map[string]prometheus.Counter
+	// succeeded returns the counter of each method's successes, which it looks up once, at the first.
+	succeeded map[string]func() prometheus.Counter
 	// refusals bounds the log of refused callers.
 	refusals *rate.Limiter
 }
@@ -174,7 +175,7 @@ func (g *guard) finish(ctx context.Context, method string, err *error) {
 		*err = rpcerr.New(codes.Internal, decisionv1.ErrorReason_ERROR_REASON_INTERNAL, "internal error")
 	}
 	if *err == nil {
-		g.succeeded[method].Inc()
+		g.succeeded[method]().Inc()
 		return
 	}
 	code := status.Code(*err)
